@@ -1,0 +1,175 @@
+"""The on-disk layout of a labelled 2D data set, shared by curation, training and evaluation.
+
+``<folder>/dataset.json`` names the set, its modality, labels, licence and splits; ``images/<id>.png|jpg`` are 8-bit grey
+or RGB; ``labels/<id>.png`` are 8-bit index maps with 0 = background; ``instances/<id>.png`` (optional) are 16-bit maps
+with one number per object, for images with many objects of one class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from SegMoTELib.errors import DataError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image of a data set.
+
+    Attributes:
+        dataset: the folder name of its data set.
+        identifier: the image's name without suffix, unique within its data set.
+        modality: as written in ``dataset.json`` ("CT", "MR", "ultrasound", ...).
+        image_path, label_path: files of the same width and height.
+        instances_path: 16-bit map of single objects, or None.
+        spacing_mm: (row, column) pixel spacing, or None where the source does not tell.
+    """
+
+    dataset: str
+    identifier: str
+    modality: str
+    image_path: Path
+    label_path: Path
+    instances_path: Path | None
+    spacing_mm: tuple[float, float] | None
+
+    def load_image(self) -> np.ndarray:
+        """Return the image, uint8, (H, W) for grey or (H, W, 3) for RGB.
+
+        Raises:
+            DataError: the file is missing or is not a readable image.
+        """
+        with _open(self.image_path) as image:
+            return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+
+    def load_label(self) -> np.ndarray:
+        """Return the index map, uint8 (H, W), 0 = background.
+
+        Raises:
+            DataError: the file is missing, unreadable, not a single-channel map, or of another size than the image.
+        """
+        label = _load_map(self.label_path)
+        if label.max(initial=0) > 255:
+            raise DataError(f"{self.label_path}: label values above 255; the layout holds 8-bit index maps.")
+        with _open(self.image_path) as image:
+            size = image.size
+        if label.shape != size[::-1]:
+            raise DataError(f"{self.label_path}: {label.shape[1]}x{label.shape[0]} pixels, but its image has "
+                            f"{size[0]}x{size[1]}.")
+        return label.astype(np.uint8)
+
+    def load_instances(self) -> np.ndarray | None:
+        """Return the instance map, int32 (H, W), 0 = background, or None where the set has none."""
+        return None if self.instances_path is None else _load_map(self.instances_path).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A data set in this layout.
+
+    Attributes:
+        folder: where it lies.
+        info: the parsed ``dataset.json``.
+        labels: index -> name, background left out.
+    """
+
+    folder: Path
+    info: dict
+    labels: dict[int, str]
+
+    @property
+    def code(self) -> str:
+        """The folder name, which tables use as the data set's short name."""
+        return self.folder.name
+
+    @property
+    def modality(self) -> str:
+        """Modality as written in ``dataset.json``."""
+        return str(self.info.get("modality", "unknown"))
+
+    def samples(self, split: str) -> Iterator[Sample]:
+        """Yield the samples of one split ("train", "val" or "test"), in the order written in ``dataset.json``.
+
+        Raises:
+            DataError: an image named there does not exist.
+        """
+        spacings = self.info.get("spacing_mm") or {}
+        for identifier in self.info["splits"].get(split, []):
+            label_path = self.folder / "labels" / f"{identifier}.png"
+            instances_path = self.folder / "instances" / f"{identifier}.png"
+            spacing = spacings.get(identifier)
+            yield Sample(
+                dataset=self.code, identifier=identifier, modality=self.modality,
+                image_path=self._image_path(identifier), label_path=label_path,
+                instances_path=instances_path if instances_path.exists() else None,
+                spacing_mm=tuple(spacing) if spacing else None,
+            )
+
+    def _image_path(self, identifier: str) -> Path:
+        for suffix in IMAGE_SUFFIXES:
+            path = self.folder / "images" / f"{identifier}{suffix}"
+            if path.exists():
+                return path
+        raise DataError(f"{self.folder / 'images'}: no image named {identifier!r} ({', '.join(IMAGE_SUFFIXES)}), "
+                        "though dataset.json lists it.")
+
+
+def open_pack(folder: str | Path) -> Pack:
+    """Open one data set folder.
+
+    Raises:
+        DataError: no readable ``dataset.json``, or one without labels and splits.
+    """
+    folder = Path(folder)
+    path = folder / "dataset.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        labels = {int(index): str(name) for index, name in info["labels"].items() if int(index) != 0}
+        if not isinstance(info["splits"], dict):
+            raise TypeError("'splits' is not an object")
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no dataset.json; is this a data set in the pack's layout?") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise DataError(f"{path}: not a data set description ({error!r}).") from error
+    return Pack(folder=folder, info=info, labels=labels)
+
+
+def open_packs(folders: list[str | Path]) -> list[Pack]:
+    """Open data sets given as set folders or as folders of set folders, sorted by name, each once.
+
+    Raises:
+        DataError: a folder that is neither.
+    """
+    packs: dict[Path, Pack] = {}
+    for folder in map(Path, folders):
+        found = [folder] if (folder / "dataset.json").exists() else sorted(
+            path.parent for path in folder.glob("*/dataset.json"))
+        if not found:
+            raise DataError(f"{folder}: no dataset.json here or one level below.")
+        packs.update((path.resolve(), open_pack(path)) for path in found)
+    return sorted(packs.values(), key=lambda pack: pack.code)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: file not found.") from None
+    except OSError as error:
+        raise DataError(f"{path}: not a readable image ({error}).") from error
+
+
+def _load_map(path: Path) -> np.ndarray:
+    with _open(path) as image:
+        values = np.asarray(image)
+    if values.ndim != 2 or values.dtype.kind not in "uib":
+        raise DataError(f"{path}: expected one channel of integer labels, found {values.dtype} of shape {values.shape}.")
+    return values

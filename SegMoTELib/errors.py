@@ -1,0 +1,13 @@
+"""Errors written for the person who reads them: what is wrong, with which file or value, and what to do."""
+
+
+class SegMoTEError(Exception):
+    """Base of every error a user can cause or repair; the message is one clear sentence, fit for a status line."""
+
+
+class CheckpointError(SegMoTEError):
+    """A weights file that cannot be used: damaged, unsafe, of another architecture, or incomplete."""
+
+
+class DataError(SegMoTEError):
+    """Images, labels or a data set description that cannot be used as they are."""

@@ -1,0 +1,1 @@
+"""Metrics, simulated clicking, baselines, tables and pictures."""

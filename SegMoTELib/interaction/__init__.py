@@ -1,0 +1,1 @@
+"""The engine a front end drives: prompts in, masks out. No Slicer, no Qt."""
