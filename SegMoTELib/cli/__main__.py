@@ -1,0 +1,5 @@
+"""``python -m SegMoTELib.cli``: the segmote command, for torchrun and for environments without scripts."""
+
+from SegMoTELib.cli import main
+
+main()

@@ -1,0 +1,191 @@
+"""Image encoders behind one interface: normalised pixels in, :class:`ImageEmbedding` out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import get_rel_pos, window_partition, window_unpartition
+from torch import Tensor, nn
+
+from SegMoTELib.network.config import ModelConfig
+
+# The relative-position bias is built in blocks of this size so that it stays in cache instead of filling memory
+# (12 heads at 1024 px would need 805 MB in fp32). On a GPU, launches cost more than memory traffic.
+BIAS_BLOCK_BYTES = {"cpu": 12 << 20, "cuda": 512 << 20, "mps": 128 << 20}
+
+
+@dataclass
+class ImageEmbedding:
+    """What the encoder knows of B images; expensive to compute, cheap to keep.
+
+    Attributes:
+        features: (B, C, h, w) image embedding.
+        early: finer or earlier features that the decoder's expert branch uses; sam_vit: one (B, h, w, width) map;
+            compact: (B, 64, 2h, 2w) and (B, 32, 4h, 4w).
+        prepared: the decoder's per-image products, filled on the first decode without gradients.
+    """
+
+    features: Tensor
+    early: tuple[Tensor, ...]
+    prepared: object = field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        """Number of images B."""
+        return self.features.shape[0]
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> ImageEmbedding:
+        """Select or repeat images along B, e.g. ``embedding[[0, 0, 1]]`` for two prompts on image 0 and one on 1."""
+        return ImageEmbedding(self.features[index], tuple(early[index] for early in self.early))
+
+    def to(self, *args, **kwargs) -> ImageEmbedding:
+        """Move or cast like ``Tensor.to``; per-image products are dropped and recomputed when needed."""
+        return ImageEmbedding(self.features.to(*args, **kwargs), tuple(e.to(*args, **kwargs) for e in self.early))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the embedding itself (without ``prepared``)."""
+        return sum(tensor.nbytes for tensor in (self.features, *self.early))
+
+    @staticmethod
+    def cat(embeddings: list[ImageEmbedding]) -> ImageEmbedding:
+        """Join embeddings along B."""
+        return ImageEmbedding(torch.cat([e.features for e in embeddings]),
+                              tuple(torch.cat(parts) for parts in zip(*[e.early for e in embeddings], strict=True)))
+
+
+def build_encoder(config: ModelConfig) -> nn.Module:
+    """Return the encoder a config asks for; ``forward(pixels (B,3,S,S)) -> ImageEmbedding``."""
+    return SamEncoder(config) if config.encoder == "sam_vit" else CompactEncoder(config)
+
+
+class SamEncoder(ImageEncoderViT):
+    """segment-anything's ViT, same parameters, computed faster.
+
+    The attention uses fused kernels with the decomposed relative position (MViTv2) as an additive bias built block by
+    block; padding tokens of windowed blocks skip the linear layers (their result is the bias alone). Equal to
+    ``ImageEncoderViT.forward`` up to rounding. The output of the first global-attention block is kept as early feature
+    (as in HQ-SAM and the released SegMoTE).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(
+            depth=config.encoder_depth, embed_dim=config.encoder_width, img_size=config.image_size, mlp_ratio=4,
+            norm_layer=partial(nn.LayerNorm, eps=config.encoder_norm_eps), num_heads=config.encoder_heads,
+            patch_size=config.encoder_stride, qkv_bias=True, use_rel_pos=True,
+            global_attn_indexes=config.global_attention, window_size=14, out_chans=config.embed_dim,
+        )
+        self.early_block = config.global_attention[0]
+
+    def forward(self, pixels: Tensor) -> ImageEmbedding:
+        """Encode (B, 3, S, S) normalised pixels."""
+        x = self.patch_embed(pixels) + self.pos_embed
+        early = x
+        for index, block in enumerate(self.blocks):
+            x = x + _block_attention(block, block.norm1(x))
+            x = x + block.mlp(block.norm2(x))
+            if index == self.early_block:
+                early = x
+        return ImageEmbedding(self.neck(x.permute(0, 3, 1, 2)), (early,))
+
+
+def _block_attention(block: nn.Module, x: Tensor) -> Tensor:
+    """Attention of one ViT block on normalised tokens (B, H, W, C), windowed or global."""
+    attention = block.attn
+    height, width = x.shape[1:3]
+    qkv = attention.qkv(x)
+    size = block.window_size
+    if size == 0:
+        return attention.proj(_attend(attention, qkv))
+    pad_h, pad_w = -height % size, -width % size
+    if pad_h or pad_w:
+        # SAM pads zeros after the norm, so a padded token's q, k and v are the bias of the projection.
+        padded = attention.qkv.bias.to(qkv.dtype).expand(x.shape[0], height + pad_h, width + pad_w, -1).contiguous()
+        padded[:, :height, :width] = qkv
+        qkv = padded
+    windows, padded_size = window_partition(qkv, size)
+    return attention.proj(window_unpartition(_attend(attention, windows), size, padded_size, (height, width)))
+
+
+def _attend(attention: nn.Module, qkv: Tensor) -> Tensor:
+    """Multi-head attention with decomposed relative position: (B, H, W, 3C) -> (B, H, W, C)."""
+    batch, height, width, _ = qkv.shape
+    heads = attention.num_heads
+    tokens = height * width
+    q, k, v = qkv.view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)  # each (B, heads, tokens, d)
+    per_head = q.reshape(batch * heads, height, width, -1)
+    rel_h = torch.einsum("bhwc,hkc->bhwk", per_head, get_rel_pos(height, height, attention.rel_pos_h))
+    rel_w = torch.einsum("bhwc,wkc->bhwk", per_head, get_rel_pos(width, width, attention.rel_pos_w))
+    rel_h = rel_h.view(batch, heads, height, width, height, 1)
+    rel_w = rel_w.view(batch, heads, height, width, 1, width)
+
+    row_bytes = heads * width * tokens * qkv.element_size()
+    budget = BIAS_BLOCK_BYTES.get(qkv.device.type, BIAS_BLOCK_BYTES["cuda"])
+    rows = min(height, max(1, budget // row_bytes))
+    images = min(batch, max(1, budget // (row_bytes * height))) if rows == height else 1
+    parts = []
+    for b in range(0, batch, images):
+        image = slice(b, b + images)
+        blocks = []
+        for r in range(0, height, rows):
+            row = slice(r, r + rows)
+            bias = (rel_h[image, :, row] + rel_w[image, :, row]).flatten(4).flatten(2, 3)
+            query = q[image, :, r * width:(r + rows) * width]
+            blocks.append(F.scaled_dot_product_attention(query, k[image], v[image], attn_mask=bias))
+        parts.append(torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0])
+    out = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return out.transpose(1, 2).reshape(batch, height, width, -1)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with group norm around an identity; keeps shape (B, C, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x plus the block's correction."""
+        y = self.conv1(F.relu(self.norm1(x)))
+        return x + self.conv2(F.relu(self.norm2(y)))
+
+
+class CompactEncoder(nn.Module):
+    """Plain 3x3 convolutions in five stages (strides 2 to 32), joined top-down at stride 8.
+
+    Plain convolutions train and run faster per minute on a CPU than mobile or transformer blocks of the same accuracy.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        widths = config.compact_widths
+        self.stages = nn.ModuleList()
+        previous = 3
+        for width, depth in zip(widths, config.compact_depths, strict=True):
+            down = [nn.Conv2d(previous, width, 3, stride=2, padding=1)]
+            if previous != 3:
+                down = [nn.GroupNorm(8, previous), nn.ReLU(), *down]
+            self.stages.append(nn.Sequential(*down, *[ResidualBlock(width) for _ in range(depth)]))
+            previous = width
+        self.lateral = nn.ModuleList(nn.Conv2d(width, config.embed_dim, 1) for width in widths[2:])
+        self.neck = nn.Sequential(nn.GroupNorm(8, config.embed_dim), nn.ReLU(),
+                                  nn.Conv2d(config.embed_dim, config.embed_dim, 3, padding=1))
+
+    def forward(self, pixels: Tensor) -> ImageEmbedding:
+        """Encode (B, 3, S, S) normalised pixels, S a multiple of 32."""
+        x = pixels.contiguous(memory_format=torch.channels_last)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        top = self.lateral[2](maps[4])
+        for level in (1, 0):
+            lateral = self.lateral[level](maps[level + 2])
+            top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        return ImageEmbedding(self.neck(top), (maps[1], maps[0]))

@@ -1,0 +1,173 @@
+"""Training images in memory, augmented and cut into targets; every item depends on (seed, step, item) alone.
+
+Nothing here holds a position in the data: an item is drawn from a generator seeded by its place in the run, so a
+resumed run, or one split over several processes, sees exactly the items that an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+from SegMoTELib.data.pack import Pack, Sample
+from SegMoTELib.network import AutoTarget
+
+MIN_TARGET_PIXELS = 12  # smaller targets, at training resolution, are not asked for
+PADDING_VALUE = (124, 116, 104)  # SAM pads with the pixel mean, zero after normalisation
+
+
+@dataclass
+class Item:
+    """One augmented image with M targets.
+
+    Attributes:
+        image: (S, S, 3) uint8. masks: (M, S, S) bool. targets: (M,) auto-target index, -1 where none fits.
+        padding: fraction of the square covered by the image, (rows, columns) in pixels.
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    targets: np.ndarray
+
+
+class TrainingData:
+    """All training samples of some packs, decoded once into memory.
+
+    Args:
+        packs: data sets. split: "train" or "val". auto_targets: what PPT learns. size: S, side of the square items.
+        masks_per_image: M. longest: images are kept with at most this longest side. mask_fraction: use only this
+            fraction of every set's images (annotation-cost experiments), chosen by ``seed``.
+    """
+
+    def __init__(self, packs: list[Pack], split: str, auto_targets: tuple[AutoTarget, ...], size: int,
+                 masks_per_image: int, longest: int = 384, mask_fraction: float = 1.0, seed: int = 0) -> None:
+        self.size, self.masks_per_image = size, masks_per_image
+        self.targets = {source: index for index, target in enumerate(auto_targets) for source in target.sources}
+        self.sets: list[list[tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]]] = []
+        weights = []
+        for pack in packs:
+            samples = list(pack.samples(split))
+            if mask_fraction < 1 and samples:
+                keep = max(1, round(mask_fraction * len(samples)))
+                samples = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))[:keep]]
+            loaded = [self._load(sample, longest) for sample in samples]
+            loaded = [entry for entry in loaded if entry[2].any()]
+            if loaded:
+                self.sets.append(loaded)
+                weights.append(len(loaded) ** 0.5)  # between "every image" and "every data set" counts the same
+        self.weights = np.array(weights) / np.sum(weights) if weights else np.zeros(0)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return sum(map(len, self.sets))
+
+    @staticmethod
+    def _load(sample: Sample, longest: int) -> tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]:
+        image, label, instances = sample.load_image(), sample.load_label(), sample.load_instances()
+        scale = min(1.0, longest / max(label.shape))
+        if scale < 1:
+            size = (round(label.shape[1] * scale), round(label.shape[0] * scale))
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+            if instances is not None:
+                instances = cv2.resize(instances.astype(np.float32), size,
+                                       interpolation=cv2.INTER_NEAREST).astype(np.int32)
+        return sample, image, label, instances
+
+    def item(self, rng: np.random.Generator, augment: bool = True) -> Item:
+        """Draw one item; a few tries make sure that its targets survive the augmentation."""
+        for attempt in range(8):
+            chosen = self.sets[rng.choice(len(self.sets), p=self.weights)]
+            sample, image, label, instances = chosen[rng.integers(len(chosen))]
+            image, label, instances = self._to_square(image, label, instances, rng, augment and attempt < 6)
+            candidates = self._candidates(sample, label, instances, rng)
+            if candidates:
+                break
+        else:
+            candidates = [(np.ones(label.shape, bool), -1)]
+        picks = [candidates[i] for i in _spread(len(candidates), self.masks_per_image, rng)]
+        if augment:
+            image = _augment_intensity(image, rng)
+        if image.ndim == 2:
+            image = np.repeat(image[:, :, None], 3, axis=2)
+        return Item(np.ascontiguousarray(image), np.stack([mask for mask, _ in picks]),
+                    np.array([target for _, target in picks]))
+
+    def _to_square(self, image, label, instances, rng, augment):
+        """Fit into the square with one affine map: scale, shift, rotation and flips when augmenting."""
+        height, width = label.shape
+        scale = self.size / max(height, width)
+        matrix = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centres
+        if augment:
+            center = np.array([width, height]) / 2
+            zoom = scale * np.exp(rng.uniform(-0.3, 0.45))
+            angle = rng.normal(0, 0.25) + (rng.integers(4) * np.pi / 2 if rng.random() < 0.2 else 0)
+            flip = -1 if rng.random() < 0.4 else 1
+            linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            linear = linear @ np.diag([flip * np.exp(rng.normal(0, 0.08)), 1.0])
+            goal = np.array([width, height]) * scale / 2 + rng.normal(0, 0.08, 2) * self.size
+            matrix = np.concatenate([linear, (goal - linear @ center)[:, None]], axis=1)
+        size = (self.size, self.size)
+        shrink = cv2.INTER_AREA if scale < 0.7 and not augment else cv2.INTER_LINEAR
+        image = cv2.warpAffine(image, matrix, size, flags=shrink, borderValue=PADDING_VALUE)
+        label = cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST)
+        if instances is not None:
+            instances = cv2.warpAffine(instances.astype(np.float32), matrix, size, flags=cv2.INTER_NEAREST)
+        return image, label, None if instances is None else instances.astype(np.int32)
+
+    def _candidates(self, sample, label, instances, rng) -> list[tuple[np.ndarray, int]]:
+        """Targets in an image: classes, sometimes one connected part of a class, single instances where known."""
+        found = []
+        for value in np.unique(label[label > 0]):
+            mask = label == value
+            if mask.sum() < MIN_TARGET_PIXELS:
+                continue
+            target = self.targets.get(f"{sample.dataset}:{value}", -1)
+            if target < 0 and rng.random() < 0.3:
+                mask = _largest_or_any_part(mask, rng)
+            found.append((mask, target))
+        if instances is not None:
+            values, counts = np.unique(instances[instances > 0], return_counts=True)
+            values = values[counts >= MIN_TARGET_PIXELS]
+            if len(values):
+                picked = rng.choice(values, min(3 * self.masks_per_image, len(values)), replace=False)
+                found.extend((instances == value, -1) for value in picked)
+        return found
+
+
+def _spread(count: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of ``wanted`` picks out of ``count``, without repeats as long as possible."""
+    rounds = [rng.permutation(count) for _ in range(-(-wanted // count))]
+    return np.concatenate(rounds)[:wanted]
+
+
+def _largest_or_any_part(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    parts, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())[1:]
+    big = np.flatnonzero(sizes >= MIN_TARGET_PIXELS)
+    return parts == 1 + (rng.choice(big) if len(big) else sizes.argmax())
+
+
+def _augment_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Window/level jitter, gamma, inversion, noise and blur on uint8 images, as scanners and users vary them."""
+    x = image.astype(np.float32) / 255
+    if rng.random() < 0.8:
+        low, high = rng.normal(0, 0.08), 1 + rng.normal(0, 0.12)
+        x = (x - low) / max(0.3, high - low)
+    x = np.clip(x, 0, 1)
+    if rng.random() < 0.5:
+        x = x ** np.exp(rng.normal(0, 0.3))
+    if image.ndim == 3 and rng.random() < 0.5:
+        x = x * np.exp(rng.normal(0, 0.08, 3)).astype(np.float32)
+    if rng.random() < 0.08:
+        x = 1 - x
+    if rng.random() < 0.2:
+        x = cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 1.2))
+    if rng.random() < 0.25:
+        x = x + rng.normal(0, rng.uniform(0.01, 0.06), x.shape).astype(np.float32)
+    return (np.clip(x, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,129 @@
+"""One optimisation step's forward pass: encode once, prompt, look at the error, prompt again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from SegMoTELib.network import ImageEmbedding, MaskPrediction, SegMoTE
+from SegMoTELib.training.config import TrainingConfig
+from SegMoTELib.training.dataset import Item
+from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
+from SegMoTELib.training.prompts import corrective_click, first_click, jittered_box
+
+
+@dataclass
+class Batch:
+    """Items stacked for the network.
+
+    Attributes:
+        pixels: (B, 3, S, S) normalised. truth: (N, S, S) bool, N = B x M, image-major. targets: (N,) auto target or -1.
+        seeds: (N,) of the prompt simulation, so that a prompt depends on its item alone.
+    """
+
+    pixels: Tensor
+    truth: np.ndarray
+    targets: np.ndarray
+    seeds: np.ndarray
+
+    @staticmethod
+    def stack(items: list[Item], seeds: list[int], mean: tuple, std: tuple) -> Batch:
+        """Stack items; ``seeds`` has one number per item."""
+        images = np.stack([item.image for item in items]).astype(np.float32)
+        pixels = torch.from_numpy((images - np.float32(mean)) / np.float32(std)).permute(0, 3, 1, 2)
+        masks_per_image = len(items[0].masks)
+        return Batch(pixels.contiguous(), np.concatenate([item.masks for item in items]),
+                     np.concatenate([item.targets for item in items]),
+                     np.array([seed * 1000 + m for seed in seeds for m in range(masks_per_image)]))
+
+
+class InteractiveStep(nn.Module):
+    """Loss of a batch under simulated interaction; a module, so that DistributedDataParallel can wrap it."""
+
+    def __init__(self, model: SegMoTE, config: TrainingConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.adapters = config.stage == "adapt"
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean loss over targets and rounds, and named means for the log."""
+        if self.adapters:
+            with torch.no_grad():
+                embedding = self.model.encode(batch.pixels)
+        else:
+            embedding = self.model.encode(batch.pixels)
+        count = len(batch.truth)
+        owner = torch.arange(len(batch.pixels)).repeat_interleave(count // len(batch.pixels))
+        rngs = [np.random.default_rng(int(seed)) for seed in batch.seeds]
+        modes = np.array([self._mode(rng, target) for rng, target in zip(rngs, batch.targets, strict=True)])
+        losses, log = [], {}
+        for mode in ("box", "point", "auto"):
+            rows = np.flatnonzero(modes == mode)
+            if len(rows) == 0:
+                continue
+            loss, values = self._interact(mode, embedding[owner[rows]], batch.truth[rows], batch.targets[rows],
+                                          [rngs[i] for i in rows])
+            losses.append(loss)
+            for name, value in values.items():
+                log[f"{mode}/{name}"] = value.mean()
+        return torch.cat(losses).mean(), log
+
+    def _mode(self, rng: np.random.Generator, target: int) -> str:
+        if target >= 0 and rng.random() < self.config.auto_share:
+            return "auto"
+        return "box" if rng.random() < self.config.box_share else "point"
+
+    def _interact(self, mode: str, embedding: ImageEmbedding, truth: np.ndarray, targets: np.ndarray,
+                  rngs: list[np.random.Generator]) -> tuple[Tensor, dict[str, Tensor]]:
+        """All rounds of one kind of first prompt; returns (N,) losses and (N,) IoUs by round."""
+        device = embedding.features.device
+        boxes = points = previous = None
+        auto = None
+        if mode == "box":
+            boxes = torch.from_numpy(np.stack([jittered_box(*pair) for pair in zip(truth, rngs, strict=True)]))
+        elif mode == "point":
+            points = (torch.from_numpy(np.stack([first_click(*pair) for pair in zip(truth, rngs, strict=True)]))[:, None],
+                      torch.ones(len(truth), 1, dtype=torch.int64))
+        else:
+            auto = torch.from_numpy(targets)
+        total, values = 0.0, {}
+        for index in range(self.config.rounds):
+            prediction = self.model.decode(embedding, points=points, boxes=boxes, masks=previous, auto=auto,
+                                           adapters=self.adapters)
+            small = _fraction(truth, prediction.logits.shape[-1], device)
+            total = total + self._loss(prediction, small)
+            values[f"iou{index}"] = mask_iou(prediction.logits[:, 0], small)
+            if index + 1 < self.config.rounds:
+                previous = prediction.logits.detach()
+                points = _add_clicks(points, previous[:, 0], small, self.model.config.image_size, rngs)
+        return total / self.config.rounds, values
+
+    def _loss(self, prediction: MaskPrediction, truth: Tensor) -> Tensor:
+        loss = mask_loss(prediction.logits[:, 0], truth)
+        if prediction.expert_logits is None:
+            return loss + iou_head_loss(prediction.iou, prediction.logits, truth)
+        if prediction.expert_iou is not None:
+            loss = loss + iou_head_loss(prediction.expert_iou, prediction.expert_logits, truth)
+        return loss + self.config.balance_weight * prediction.balance_loss
+
+
+def _fraction(truth: np.ndarray, size: int, device: torch.device) -> Tensor:
+    """(N, S, S) bool -> (N, size, size) float, the share of every low-resolution pixel inside the target."""
+    full = torch.from_numpy(truth).to(device, torch.float32)
+    return F.avg_pool2d(full[:, None], truth.shape[-1] // size)[:, 0]
+
+
+def _add_clicks(points, logits: Tensor, truth: Tensor, image_size: int, rngs: list[np.random.Generator]):
+    """Append one corrective click per target, in input pixels."""
+    scale = image_size / logits.shape[-1]
+    predicted, inside = (logits > 0).cpu().numpy(), (truth > 0.5).cpu().numpy()
+    clicks = [corrective_click(*triple) for triple in zip(predicted, inside, rngs, strict=True)]
+    coords = torch.from_numpy(np.stack([(click + 0.5) * scale - 0.5 for click, _ in clicks]))[:, None].float()
+    labels = torch.tensor([[label] for _, label in clicks])
+    if points is None:
+        return coords, labels
+    return torch.cat([points[0], coords], dim=1), torch.cat([points[1], labels], dim=1)

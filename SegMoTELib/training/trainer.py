@@ -1,0 +1,257 @@
+"""The trainer: phases, optimiser, averaging, validation, atomic checkpoints, exact resume, one or many processes."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from SegMoTELib.data.pack import open_packs
+from SegMoTELib.errors import CheckpointError, DataError
+from SegMoTELib.network import SegMoTE, build_model
+from SegMoTELib.training.config import Phase, TrainingConfig
+from SegMoTELib.training.dataset import TrainingData
+from SegMoTELib.training.step import Batch, InteractiveStep
+
+VALIDATION_ITEMS = 96
+
+
+class Trainer:
+    """Runs a :class:`TrainingConfig` in a folder; calling ``run`` again continues where the last checkpoint stood.
+
+    Args:
+        config: what to do. folder: receives ``last.pt``, ``log.csv`` and, at the end, the model.
+        device: torch device; gradients are averaged over processes when ``torch.distributed`` is initialised.
+    """
+
+    def __init__(self, config: TrainingConfig, folder: str | Path, device: str = "cpu") -> None:
+        self.config, self.folder, self.device = config, Path(folder), torch.device(device)
+        self.rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        self.world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        self.packs = open_packs(list(config.data))
+        torch.manual_seed(config.seed)
+        self.model = _starting_model(config).to(self.device, memory_format=torch.channels_last)
+        self._choose_parameters()
+        self.average = {name: value.detach().clone() for name, value in self._learned().items()}
+        self.optimizer = torch.optim.AdamW(_decay_groups(self._learned(), config.weight_decay), lr=config.learning_rate,
+                                           betas=(0.9, 0.98))
+        self.step = 0
+        self.data: dict[tuple[str, int], TrainingData] = {}
+
+    def run(self, stop_after: int | None = None, progress: bool = True) -> SegMoTE:
+        """Train to the end of the phases (or ``stop_after`` steps from now) and return the averaged model."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.resume()
+        last = self.config.steps if stop_after is None else min(self.config.steps, self.step + stop_after)
+        started, first = time.monotonic(), self.step
+        while self.step < last:
+            phase = self.config.phase_at(self.step)
+            values = self._train_step(phase)
+            self.step += 1
+            if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
+                values.update(self.validate(phase))
+            if self.rank == 0:
+                self._log(values)
+                if progress:
+                    self._print_progress(values, (time.monotonic() - started) / (self.step - first), last)
+            if self.step % self.config.checkpoint_every == 0 or self.step == last:
+                self.save()
+        return self.averaged_model()
+
+    def averaged_model(self) -> SegMoTE:
+        """A copy of the model, in eval mode, with the averaged weights, at the last phase's image size."""
+        model = build_model(replace(self.model.config, image_size=self.config.phases[-1].size))
+        model.load_state_dict({**self.model.state_dict(), **self.average})
+        return model.eval()
+
+    def validate(self, phase: Phase) -> dict[str, float]:
+        """IoU of the averaged weights on a fixed draw of validation items."""
+        data = self._data("val", phase.size)
+        if len(data) == 0:
+            return {}
+        model = build_model(replace(self.model.config, image_size=phase.size)).to(self.device)
+        model.load_state_dict({**self.model.state_dict(), **self.average})
+        step = InteractiveStep(model.eval(), self.config)
+        rng_items = [data.item(np.random.default_rng([7, index]), augment=False)
+                     for index in range(VALIDATION_ITEMS)]
+        collected: dict[str, list[float]] = {}
+        with torch.no_grad():
+            for start in range(0, VALIDATION_ITEMS, 16):
+                batch = self._batch(rng_items[start:start + 16], list(range(start, start + 16)))
+                _, log = step(batch)
+                for name, value in log.items():
+                    collected.setdefault(f"val/{name}", []).append(float(value))
+        return {name: float(np.mean(values)) for name, values in collected.items()}
+
+    def save(self) -> None:
+        """Write ``last.pt`` atomically: a kill at any moment leaves the previous or the new file, never half of one."""
+        if self.rank != 0:
+            return
+        state = {"step": self.step, "config": repr(self.config), "model": self.model.state_dict(),
+                 "average": self.average, "optimizer": self.optimizer.state_dict()}
+        temporary = self.folder / "last.pt.part"
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / "last.pt")
+
+    def resume(self) -> None:
+        """Load ``last.pt`` if there is one and drop log lines written after it.
+
+        Raises:
+            CheckpointError: it is damaged or belongs to another config.
+        """
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{path}: cannot be read ({error}); delete it to start over.") from error
+        if state["config"] != repr(self.config):
+            raise CheckpointError(f"{path}: was made by another config; use another folder or delete it.")
+        self.model.load_state_dict(state["model"])
+        self.average = {name: value.clone() for name, value in state["average"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        if self.rank == 0:
+            _truncate_log(self.folder / "log.csv", self.step)
+
+    def _train_step(self, phase: Phase) -> dict[str, float]:
+        """One optimiser step at ``self.step``; everything random depends on (seed, step, item)."""
+        _set_image_size(self.model, phase.size)
+        data = self._data("train", phase.size)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        share = phase.batch // (self.world * self.config.accumulate)
+        self.optimizer.zero_grad(set_to_none=True)
+        log: dict[str, float] = {}
+        for part in range(self.config.accumulate):
+            first = (part * self.world + self.rank) * share
+            seeds = [(self.config.seed * 1_000_003 + self.step) * 4096 + first + i for i in range(share)]
+            items = [data.item(np.random.default_rng(seed)) for seed in seeds]
+            torch.manual_seed(seeds[0])  # routing noise
+            self._set_mode()
+            loss, values = self._wrapped()(self._batch(items, seeds))
+            (loss / self.config.accumulate).backward()
+            log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
+            log.update({name: float(value) for name, value in values.items()})
+        learned = list(self._learned().values())
+        log["gradient"] = float(nn.utils.clip_grad_norm_(learned, self.config.clip_norm))
+        if not math.isfinite(log["loss"]) or not math.isfinite(log["gradient"]):
+            raise DataError(f"training diverged at step {self.step}: loss {log['loss']}; lower the learning rate.")
+        self.optimizer.step()
+        decay = min(self.config.average, (self.step + 1) / (self.step + 10))
+        for name, value in self._learned().items():
+            self.average[name].lerp_(value.detach(), 1 - decay)
+        return log
+
+    def _batch(self, items, seeds) -> Batch:
+        batch = Batch.stack(items, seeds, self.model.config.pixel_mean, self.model.config.pixel_std)
+        batch.pixels = batch.pixels.to(self.device)
+        return batch
+
+    def _wrapped(self) -> nn.Module:
+        if not hasattr(self, "_step_module"):
+            module = InteractiveStep(self.model, self.config)
+            if self.world > 1:
+                module = nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
+            self._step_module = module
+        return self._step_module
+
+    def _data(self, split: str, size: int) -> TrainingData:
+        key = (split, size)
+        if key not in self.data:
+            share = self.config.image_share if split == "train" else 1.0
+            data = TrainingData(self.packs, split, self.model.config.auto_targets, size, self.config.masks_per_image,
+                                mask_fraction=share, seed=self.config.seed)
+            if split == "train" and len(data) == 0:
+                raise DataError(f"no training images in {', '.join(self.config.data)}.")
+            self.data = {k: v for k, v in self.data.items() if k[0] != split}
+            self.data[key] = data
+        return self.data[key]
+
+    def _choose_parameters(self) -> None:
+        adapters = self.model.adapter_parameters()
+        for name, parameter in self.model.named_parameters():
+            if self.config.stage == "base":
+                learns = name not in adapters or name.startswith(("prompt_tokenizer.", "mask_decoder.target_dense."))
+            else:
+                learns = name in adapters or (self.config.train_decoder and name.startswith("mask_decoder."))
+            parameter.requires_grad_(learns)
+
+    def _learned(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def _set_mode(self) -> None:
+        self.model.train()
+        if self.config.stage == "adapt":
+            self.model.image_encoder.eval()
+
+    def _learning_rate(self) -> float:
+        warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
+        done = self.step / max(1, self.config.steps)
+        return self.config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _log(self, values: dict[str, float]) -> None:
+        """Append (step, name, value) rows: names differ from step to step, so one long table serves all."""
+        with open(self.folder / "log.csv", "a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([self.step, name, f"{value:.6g}"] for name, value in values.items())
+
+    def _print_progress(self, values: dict[str, float], seconds: float, last: int) -> None:
+        remaining = (last - self.step) * seconds
+        line = (f"step {self.step}/{self.config.steps}  loss {values['loss']:.3f}  {seconds:.2f} s/step  "
+                f"{int(remaining // 3600)}:{int(remaining % 3600 // 60):02d}:{int(remaining % 60):02d} left")
+        validated = "  ".join(f"{name} {value:.3f}" for name, value in values.items() if name.startswith("val/"))
+        if sys.stderr.isatty():
+            print(f"\r{line}\033[K", end="\n" if validated else "", file=sys.stderr, flush=True)
+        elif self.step % 50 == 0 or validated:
+            print(line, file=sys.stderr, flush=True)
+        if validated:
+            print(f"  {validated}", file=sys.stderr, flush=True)
+
+
+def _starting_model(config: TrainingConfig) -> SegMoTE:
+    if config.start is None:
+        return build_model(config.model_config())
+    from SegMoTELib.network import load_checkpoint
+    from SegMoTELib.network.checkpoints import attach_adapters
+
+    return attach_adapters(load_checkpoint(config.start), config.model, config.auto_targets)
+
+
+def _set_image_size(model: SegMoTE, size: int) -> None:
+    """Let a convolutional model work at another input size; its weights do not depend on it."""
+    if model.config.image_size == size:
+        return
+    model.config = replace(model.config, image_size=size)
+    model.mask_decoder.side = model.config.embedding_size
+    model.prompt_encoder.input_image_size = (size, size)
+    model.prompt_encoder.image_embedding_size = (model.config.embedding_size,) * 2
+
+
+def _decay_groups(learned: dict[str, nn.Parameter], weight_decay: float) -> list[dict]:
+    """Weight decay for matrices and kernels, none for biases, norms and tokens."""
+    decayed = [p for p in learned.values() if p.ndim > 1]
+    plain = [p for p in learned.values() if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _truncate_log(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 3 and int(row[0]) <= step]
+    temporary = path.with_suffix(".part")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    os.replace(temporary, path)
