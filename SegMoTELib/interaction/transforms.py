@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -68,15 +69,17 @@ class SquareTransform:
         small matrix and the whole is two matrix products; equal to ``Sam.postprocess_masks`` up to rounding.
         """
         logits = logits.float()
-        down = self._axis_matrix(logits.shape[1], self.resized[0], self.height).to(logits.device)
-        across = self._axis_matrix(logits.shape[2], self.resized[1], self.width).to(logits.device)
+        size = self.config.image_size
+        down = _axis_matrix(logits.shape[1], size, self.resized[0], self.height).to(logits.device)
+        across = _axis_matrix(logits.shape[2], size, self.resized[1], self.width).to(logits.device)
         return down @ logits @ across.t()
 
-    def _axis_matrix(self, low: int, inside: int, full: int) -> Tensor:
-        """(full, low) matrix of: low -> S, crop to ``inside``, -> full, all bilinear."""
-        identity = torch.eye(low)[None]
-        square = F.interpolate(identity, size=self.config.image_size, mode="linear", align_corners=False)
-        return F.interpolate(square[..., :inside], size=full, mode="linear", align_corners=False)[0].t()
+
+@lru_cache(maxsize=16)
+def _axis_matrix(low: int, square: int, inside: int, full: int) -> Tensor:
+    """(full, low) matrix of: low -> square, crop to ``inside``, -> full, all bilinear."""
+    upscaled = F.interpolate(torch.eye(low)[None], size=square, mode="linear", align_corners=False)
+    return F.interpolate(upscaled[..., :inside], size=full, mode="linear", align_corners=False)[0].t().contiguous()
 
 
 def to_rgb8(image: np.ndarray, intensity_range: tuple[float, float] | None) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from SegMoTELib.network.config import ModelConfig
 from SegMoTELib.network.decoder import ExpertDecoder, MaskPrediction
 from SegMoTELib.network.encoders import ImageEmbedding, ResidualBlock
+from SegMoTELib.network.transformer import ImageSide
 
 CLICK_SIGMA = 1.25  # radius of a drawn click, in cells of the prompt map (stride 4)
 PROMPT_CHANNELS = 5  # positive clicks, negative clicks, box, previous mask, "there is a previous mask"
@@ -113,7 +114,8 @@ class CompactDecoder(ExpertDecoder):
         if targets is not None:
             mixed = mixed + self.target_dense(targets)[:, :, None, None]
         mixed = self.mixer(mixed)
-        image = self.transformer.layers[0].project_image(mixed.flatten(2).transpose(1, 2), image_pe)
+        keys = mixed.flatten(2).transpose(1, 2)
+        image = ImageSide(keys, keys + image_pe)
         tokens, expert_slice = self._output_tokens(sparse, experts)
         tokens, keys, routings = self.transformer(tokens, image, image_pe, expert_slice)
         finest = self._finest(mixed + keys.transpose(1, 2).unflatten(2, mixed.shape[2:]), drawn, embedding)

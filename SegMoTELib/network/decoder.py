@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from SegMoTELib.network.config import ModelConfig
 from SegMoTELib.network.encoders import ImageEmbedding
 from SegMoTELib.network.experts import Routing
-from SegMoTELib.network.transformer import ExpertTransformer, attention_map
+from SegMoTELib.network.transformer import ExpertTransformer, ImageSide, attention_map
 from SegMoTELib.network.upscaling import (
     layer_norm_channels,
     product_after_conv,
@@ -116,7 +116,7 @@ class ExpertDecoder(MaskDecoder):
             prepared = {"version": version}
         if "image" not in prepared:
             keys = embedding.features.flatten(2).transpose(1, 2) + no_mask
-            prepared["image"] = self.transformer.layers[0].project_image(keys, image_pe)
+            prepared["image"] = self.transformer.layers[0].project(ImageSide(keys, keys + image_pe))
         if experts and "features" not in prepared:
             tokens = embedding.features.flatten(2).transpose(1, 2)
             early = embedding.early[0].flatten(1, 2)
@@ -139,7 +139,7 @@ class ExpertDecoder(MaskDecoder):
         image = prepared["image"]
         if dense is not None:
             keys = (embedding.features + dense).flatten(2).transpose(1, 2)
-            image = self.transformer.layers[0].project_image(keys, image_pe)
+            image = ImageSide(keys, keys + image_pe)
         tokens, expert_slice = self._output_tokens(sparse, experts)
         tokens, keys, routings = self.transformer(tokens, image, image_pe, expert_slice)
         upscaled = upscale(keys, self.output_upscaling)
@@ -208,8 +208,7 @@ class ExpertDecoder(MaskDecoder):
         return F.gelu(layer_norm_channels(x.permute(0, 2, 3, 1).contiguous(), norm))
 
     def _attention_maps(self, tokens: Tensor, expert_slice: slice, keys: Tensor, image_pe: Tensor) -> Tensor:
-        final = self.transformer.final_attn_token_to_image
-        maps = attention_map(final, final.q_proj(tokens[:, expert_slice]), final.k_proj(keys + image_pe))
+        maps = attention_map(self.transformer.final_attn_token_to_image, tokens[:, expert_slice], keys + image_pe)
         return maps.unflatten(-1, (self.side, self.side))
 
 

@@ -33,6 +33,7 @@ class SegMoTE(nn.Module):
         self.config = config
         self.metadata: dict[str, str] = {}
         self.adapters_trained = True
+        self._kept_pe: tuple | None = None
         self.compact = config.encoder == "compact"
         self.image_encoder = build_encoder(config)
         if self.compact:
@@ -107,7 +108,7 @@ class SegMoTE(nn.Module):
         if targets is not None and self.prompt_tokenizer is not None:
             features = embedding.features.expand(count, -1, -1, -1)
             sparse = torch.cat([self.prompt_tokenizer(features, targets), sparse], dim=1)
-        image_pe = self.prompt_encoder.get_dense_pe().to(dtype).flatten(2).transpose(1, 2)
+        image_pe = self._image_pe()
         if self.compact:
             size = 2 * self.config.embedding_size
             maps = draw_prompts(size, self.config.image_size, count, points, boxes, masks, embedding.features)
@@ -115,6 +116,15 @@ class SegMoTE(nn.Module):
         no_mask = self.prompt_encoder.no_mask_embed.weight[None]
         return self.mask_decoder(embedding, image_pe, no_mask, sparse, dense if masks is not None else None,
                                  adapters, multimask, attention)
+
+    def _image_pe(self) -> Tensor:
+        """(1, L, C) positional encoding of the embedding's cells, kept until its frequencies or the size change."""
+        matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        key = (id(matrix), matrix._version, matrix.dtype, matrix.device, self.prompt_encoder.image_embedding_size)
+        if self._kept_pe is None or self._kept_pe[0] != key:
+            pe = self.prompt_encoder.get_dense_pe().to(self.dtype).flatten(2).transpose(1, 2).contiguous()
+            self._kept_pe = (key, pe)
+        return self._kept_pe[1]
 
     def target_index(self, name: str) -> int:
         """Index of an auto target.

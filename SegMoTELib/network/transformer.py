@@ -1,4 +1,12 @@
-"""SAM's two-way transformer with token experts, computed with fused attention and without repeated image-side work."""
+"""SAM's two-way transformer with token experts, rearranged so that a click costs little on the image side.
+
+Attention between T tokens (about ten) and L image cells (thousands) is bound by the projections of the image side. Two
+rearrangements, equal up to rounding, cut them:
+
+* what depends on the image alone (first layer, no mask prompt) is projected once per image (:class:`ImageSide`);
+* elsewhere the projection matrix is applied to the tokens: ``q . (W k) = (W^T q) . k`` and
+  ``A (keys W) = (A keys) W``, which for heads x T below the inner width is the smaller product.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +22,18 @@ from SegMoTELib.network.experts import Routing, TokenExperts
 
 @dataclass
 class ImageSide:
-    """Products of image tokens alone: computed once per image, reused by every click.
+    """Image tokens and, if computed ahead, their projections.
 
     Attributes:
-        keys: (B, L, C) image tokens. key, value: projections that tokens attend to; query: the image's own query.
+        keys: (B, L, C) image tokens. placed: the same plus positional encoding.
+        key, value: (B, L, inner) of tokens-to-image attention. query: (B, L, inner) of image-to-tokens attention.
     """
 
     keys: Tensor
-    key: Tensor
-    value: Tensor
-    query: Tensor
+    placed: Tensor
+    key: Tensor | None = None
+    value: Tensor | None = None
+    query: Tensor | None = None
 
 
 class ExpertLayer(TwoWayAttentionBlock):
@@ -37,27 +47,24 @@ class ExpertLayer(TwoWayAttentionBlock):
             self.experts = TokenExperts(config.embed_dim, config.experts, config.expert_rank, config.top_k,
                                         config.gating, config.expert_residual)
 
-    def project_image(self, keys: Tensor, image_pe: Tensor) -> ImageSide:
-        """Project image tokens (B, L, C) with positional encoding (1, L, C) for both cross attentions."""
-        placed = keys + image_pe
-        return ImageSide(keys, self.cross_attn_token_to_image.k_proj(placed),
-                         self.cross_attn_token_to_image.v_proj(keys), self.cross_attn_image_to_token.q_proj(placed))
+    def project(self, image: ImageSide) -> ImageSide:
+        """Compute the image's projections ahead, to be shared by many prompts."""
+        to_image, to_tokens = self.cross_attn_token_to_image, self.cross_attn_image_to_token
+        return ImageSide(image.keys, image.placed, to_image.k_proj(image.placed), to_image.v_proj(image.keys),
+                         to_tokens.q_proj(image.placed))
 
     def forward(self, tokens: Tensor, token_pe: Tensor, image: ImageSide,
                 expert_slice: slice | None) -> tuple[Tensor, Tensor, Routing | None]:
         """Update tokens (N, T, C) and image tokens (N, L, C); ``expert_slice`` says which tokens are experts'."""
         tokens = self._attend_tokens(tokens, token_pe)
-        attention = self.cross_attn_token_to_image
-        tokens = self.norm2(tokens + attend(attention, attention.q_proj(tokens + token_pe), image.key, image.value))
+        tokens = self.norm2(tokens + tokens_to_image(self.cross_attn_token_to_image, tokens + token_pe, image))
         tokens, routing = self._feed_forward(tokens, expert_slice)
-        attention = self.cross_attn_image_to_token
-        update = attend(attention, image.query, attention.k_proj(tokens + token_pe), attention.v_proj(tokens))
-        return tokens, self.norm4(image.keys + update), routing
+        update = image_to_tokens(self.cross_attn_image_to_token, image, tokens + token_pe, tokens)
+        return tokens, self.norm4(update.add_(image.keys)), routing
 
     def _attend_tokens(self, tokens: Tensor, token_pe: Tensor) -> Tensor:
-        attention = self.self_attn
         placed = tokens if self.skip_first_layer_pe else tokens + token_pe
-        out = attend(attention, attention.q_proj(placed), attention.k_proj(placed), attention.v_proj(tokens))
+        out = self.self_attn(q=placed, k=placed, v=tokens)
         return self.norm1(out if self.skip_first_layer_pe else tokens + out)
 
     def _feed_forward(self, tokens: Tensor, expert_slice: slice | None) -> tuple[Tensor, Routing | None]:
@@ -86,34 +93,66 @@ class ExpertTransformer(TwoWayTransformer):
             tokens (N, T, C), image tokens (N, L, C), and the routing of every layer that has experts.
         """
         token_pe, routings = tokens, []
-        for index, layer in enumerate(self.layers):
-            if index:
-                image = layer.project_image(keys, image_pe)
+        for layer in self.layers:
             tokens, keys, routing = layer(tokens, token_pe, image, expert_slice)
+            image = ImageSide(keys, keys + image_pe)
             if routing is not None:
                 routings.append(routing)
-        final = self.final_attn_token_to_image
-        out = attend(final, final.q_proj(tokens + token_pe), final.k_proj(keys + image_pe), final.v_proj(keys))
-        return self.norm_final_attn(tokens + out), keys, routings
+        out = tokens_to_image(self.final_attn_token_to_image, tokens + token_pe, image)
+        return self.norm_final_attn(tokens + out), image.keys, routings
 
 
-def attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """segment-anything's attention on projected (N, L, inner) inputs; a batch of 1 serves all N.
+def tokens_to_image(attention: Attention, tokens: Tensor, image: ImageSide) -> Tensor:
+    """Tokens (N, T, C) attend to image tokens (1 or N, L, C); returns (N, T, C)."""
+    query = _split_heads(attention.q_proj(tokens), attention.num_heads)  # (N, h, T, d)
+    if image.key is not None:
+        scores = query @ _split_heads(image.key, attention.num_heads).transpose(-2, -1)
+    else:  # the key bias adds the same to every score of a token, so the softmax does not see it
+        scores = _fold(query, attention.k_proj.weight) @ _shared(image.placed).transpose(-2, -1)
+        scores = scores.unflatten(1, (attention.num_heads, -1))
+    weights = scores.mul_(query.shape[-1] ** -0.5).softmax(dim=-1)  # (N, h, T, L)
+    if image.value is not None:
+        out = (weights @ _split_heads(image.value, attention.num_heads)).transpose(1, 2).flatten(2)
+    else:
+        context = (weights.flatten(1, 2) @ _shared(image.keys)).unflatten(1, (attention.num_heads, -1))
+        heads = attention.v_proj.weight.unflatten(0, (attention.num_heads, -1))
+        out = torch.einsum("nhtc,hdc->nthd", context, heads).flatten(2) + attention.v_proj.bias
+    return attention.out_proj(out)
 
-    One side is always a handful of tokens, so the weights are small: explicit products are as fast here as a fused
-    kernel, and round as the released models' own code does.
-    """
-    query, key, value = (_split_heads(x, attention.num_heads) for x in (query, key, value))
-    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
-    return attention.out_proj((scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2))
+
+def image_to_tokens(attention: Attention, image: ImageSide, placed_tokens: Tensor, tokens: Tensor) -> Tensor:
+    """Image tokens (1 or N, L, C) attend to tokens (N, T, C); returns (N, L, C)."""
+    heads = attention.num_heads
+    key = _split_heads(attention.k_proj(placed_tokens), heads)
+    value = _split_heads(attention.v_proj(tokens), heads)
+    if image.query is not None:
+        scores = key @ _split_heads(image.query, heads).transpose(-2, -1)  # (N, h, T, L)
+    else:
+        scores = _fold(key, attention.q_proj.weight) @ _shared(image.placed).transpose(-2, -1)
+        offset = (key * attention.q_proj.bias.unflatten(0, (heads, 1, -1))).sum(dim=-1, keepdim=True)
+        scores = scores.unflatten(1, (heads, -1)) + offset
+    weights = scores.mul_(key.shape[-1] ** -0.5).softmax(dim=2).flatten(1, 2)  # (N, h T, L)
+    projected = torch.einsum("nhtd,chd->nhtc", value, attention.out_proj.weight.unflatten(1, (heads, -1)))
+    return torch.baddbmm(attention.out_proj.bias, weights.transpose(1, 2), projected.flatten(1, 2))
 
 
-def attention_map(attention: Attention, query: Tensor, key: Tensor) -> Tensor:
-    """Softmax weights (N, T, L), mean over heads, of projected queries (N, T, inner) on keys (1 or N, L, inner)."""
-    query, key = (_split_heads(x, attention.num_heads) for x in (query, key))
-    return (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
+def attention_map(attention: Attention, tokens: Tensor, placed: Tensor) -> Tensor:
+    """Softmax weights (N, T, L), mean over heads, of tokens (N, T, C) on image tokens (1 or N, L, C)."""
+    query = _split_heads(attention.q_proj(tokens), attention.num_heads)
+    key = _split_heads(attention.k_proj(placed), attention.num_heads)
+    return (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
     """(N, L, inner) -> (N, heads, L, inner / heads)."""
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _fold(x: Tensor, weight: Tensor) -> Tensor:
+    """Apply the transposed projection (heads d, C) to per-head tokens: (N, heads, T, d) -> (N, heads T, C)."""
+    return torch.einsum("nhtd,hdc->nhtc", x, weight.unflatten(0, (x.shape[1], -1))).flatten(1, 2)
+
+
+def _shared(x: Tensor) -> Tensor:
+    """Drop a batch of one, so that N prompts on one image become one large product."""
+    return x[0] if x.shape[0] == 1 else x

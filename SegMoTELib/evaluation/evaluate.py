@@ -1,0 +1,154 @@
+"""Run methods over data sets: box, simulated clicks and prompt-free, every image encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from SegMoTELib.data.pack import Pack, Sample
+from SegMoTELib.errors import DataError
+from SegMoTELib.evaluation.baselines import Method, choose_methods
+from SegMoTELib.evaluation.clicks import number_of_clicks, simulate_clicks, tight_box
+from SegMoTELib.evaluation.metrics import SURFACE_TOLERANCE, scores
+from SegMoTELib.evaluation.results import CLICK_COUNTS, NOC_CAP, NOC_GOALS, Case, Evaluation, Failure
+from SegMoTELib.evaluation.sheet import Picture
+from SegMoTELib.evaluation.targets import MAX_INSTANCES, MIN_PIXELS, Target, find_auto_targets, find_targets
+
+# (images done, images in all, data set and image just done)
+Progress = Callable[[int, int, str], None]
+
+
+def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", baselines: bool = True,
+             limit: int | None = None, seed: int = 0, progress: Progress | None = None) -> Evaluation:
+    """Evaluate a model and the baselines on one split of every data set.
+
+    An image that cannot be evaluated, for whatever reason, is reported in ``failures`` and does not stop the run.
+
+    Args:
+        packs: data sets; those without this split are left out.
+        predictor: a ``Predictor``, or None to run the classical tools alone.
+        split: "train", "val" or "test".
+        baselines: compare with the frozen base and the classical tools.
+        limit: at most this many images per data set, drawn with the seed.
+        seed: decides which images and which single objects are drawn.
+        progress: called after every image.
+
+    Raises:
+        DataError: two data sets of one name, no image in this split, or not one that could be evaluated.
+    """
+    codes = [pack.code for pack in packs]
+    if len(set(codes)) < len(codes):
+        twice = next(pack for pack in packs if codes.count(pack.code) > 1)
+        raise DataError(f"two data sets are named {twice.code!r}; rename one of the folders.")
+    chosen = [(pack, identifier) for pack in packs for identifier in _choose(pack, split, limit, seed)]
+    if not chosen:
+        raise DataError(f"no images in the split {split!r} of {', '.join(codes) or 'no data'}.")
+    methods = choose_methods(predictor, baselines)
+    offered = tuple(predictor.auto_targets) if predictor is not None else ()
+    result = Evaluation(settings={
+        "split": split, "limit": limit, "seed": seed, "datasets": list(dict.fromkeys(pack.code for pack, _ in chosen)),
+        "methods": [method.name for method in methods], "min_target_pixels": MIN_PIXELS,
+        "max_instances_per_image": MAX_INSTANCES, "max_clicks": NOC_CAP, "surface_tolerance": SURFACE_TOLERANCE,
+        "surface_tolerance_unit": "mm where the spacing is known, else pixels"})
+    for done, (pack, identifier) in enumerate(chosen, start=1):
+        try:
+            found = _evaluate_image(pack, split, identifier, methods, predictor, offered, seed)
+        except Exception as error:  # one bad image must not cost the hours spent on the others
+            reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            result.failures.append(Failure(pack.code, str(identifier), reason))
+        else:
+            found.add_to(result)
+        if progress is not None:
+            progress(done, len(chosen), f"{pack.code}/{identifier}")
+    if len(result.failures) == len(chosen):
+        first = result.failures[0]
+        raise DataError(f"none of {len(chosen)} images could be evaluated; {first.dataset}/{first.image}: "
+                        f"{first.reason}")
+    return result
+
+
+@dataclass
+class _Found:
+    """What one image gave."""
+
+    sample: Sample
+    cases: list[Case] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    skipped: int = 0
+    targets: int = 0
+
+    def add(self, target: Target, method: str, mode: str, metrics: dict[str, float]) -> Case:
+        case = Case(self.sample.dataset, self.sample.modality, self.sample.identifier, target.name,
+                    int(np.count_nonzero(target.mask)), method, mode, metrics)
+        self.cases.append(case)
+        return case
+
+    def add_mask(self, target: Target, method: str, mode: str, mask: np.ndarray, draw: bool, **prompts: Any) -> None:
+        case = self.add(target, method, mode, scores(mask, target.mask, self.sample.spacing_mm))
+        if draw:
+            self.pictures.append(Picture.pack(case, self.sample.image_path, target.mask, mask, **prompts))
+
+    def add_to(self, result: Evaluation) -> None:
+        result.cases += self.cases
+        result.pictures += self.pictures
+        if self.skipped:
+            result.skipped[self.sample.dataset] = result.skipped.get(self.sample.dataset, 0) + self.skipped
+        if not self.targets:
+            result.untargeted[self.sample.dataset] = result.untargeted.get(self.sample.dataset, 0) + 1
+
+
+def _choose(pack: Pack, split: str, limit: int | None, seed: int) -> list[str]:
+    identifiers = pack.info["splits"].get(split) or []
+    if limit is None or limit >= len(identifiers):
+        return list(identifiers)
+    drawn = np.random.default_rng((seed, crc32(pack.code.encode()))).choice(len(identifiers), limit, replace=False)
+    return [identifiers[index] for index in sorted(drawn)]
+
+
+def _open_sample(pack: Pack, split: str, identifier: str) -> Sample:
+    """Look one image up by itself, because a missing file ends the iteration over a whole split."""
+    alone = replace(pack, info={**pack.info, "splits": {split: [identifier]}})
+    return next(alone.samples(split))
+
+
+def _evaluate_image(pack: Pack, split: str, identifier: str, methods: list[Method], predictor: Any | None,
+                    offered: tuple[Any, ...], seed: int) -> _Found:
+    sample = _open_sample(pack, split, identifier)
+    image, label = sample.load_image(), sample.load_label()
+    found = _Found(sample)
+    targets, found.skipped = find_targets(label, pack.labels, sample.load_instances(),
+                                          (seed, crc32(f"{pack.code}/{identifier}".encode())))
+    auto_targets = find_auto_targets(label, pack, offered)
+    found.targets = len(targets) + found.skipped
+    if not targets and not auto_targets:
+        return found
+    for method in methods:
+        method.set_image(image)
+    for target in targets:
+        for method in methods:
+            draw = method is methods[0]
+            if "box" in method.takes:
+                box = tight_box(target.mask)
+                found.add_mask(target, method.name, "box", method.from_box(box), draw, box=box)
+            if "clicks" in method.takes:
+                _click(found, target, method, draw)
+    for target in auto_targets:
+        mask = predictor.predict_auto(target.name)[0][0]
+        found.add_mask(target, methods[0].name, "auto", mask, draw=True)
+    return found
+
+
+def _click(found: _Found, target: Target, method: Method, draw: bool) -> None:
+    steps = simulate_clicks(method.from_clicks, target.mask, NOC_CAP, max(CLICK_COUNTS), max(NOC_GOALS))
+    for count in CLICK_COUNTS:
+        step = steps[min(count, len(steps)) - 1]  # a mask without any error left needs no further click
+        found.add_mask(target, method.name, f"click{count}", step.mask, draw, clicks=step.clicks)
+    metrics = {}
+    for goal in NOC_GOALS:
+        clicks, reached = number_of_clicks(steps, goal, NOC_CAP)
+        metrics |= {f"noc{goal * 100:.0f}": float(clicks), f"reached{goal * 100:.0f}": float(reached)}
+    found.add(target, method.name, "clicks", metrics)
