@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+from torchvision.transforms.functional import resize, to_pil_image
 
 from SegMoTELib.network import ModelConfig
 
@@ -33,7 +34,8 @@ class SquareTransform:
         size = self.config.image_size
         if self.config.resize == "squash":
             return size, size
-        return ResizeLongestSide.get_preprocess_shape(self.height, self.width, size)
+        height, width = ResizeLongestSide.get_preprocess_shape(self.height, self.width, size)
+        return max(height, 1), max(width, 1)  # a very elongated image keeps at least one row and column
 
     def apply_image(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) uint8 -> (1, 3, S, S) float32, normalised; padding is zero after normalisation, as in SAM."""
@@ -41,7 +43,7 @@ class SquareTransform:
         if self.config.resize == "squash":  # the released SegMoTE was trained on nearest-neighbour images
             resized = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.NEAREST))
         else:
-            resized = ResizeLongestSide(size).apply_image(image)
+            resized = np.array(resize(to_pil_image(image), self.resized))  # as ResizeLongestSide.apply_image
         pixels = torch.from_numpy(resized.astype(np.float32)).permute(2, 0, 1)
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.config.pixel_mean, self.config.pixel_std))
         pixels = (pixels - mean) / std

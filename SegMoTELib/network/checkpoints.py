@@ -45,9 +45,10 @@ def load_checkpoint(path: str | Path) -> SegMoTE:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file.")
     with open(path, "rb") as file:
-        head = file.read(2)
-    # A zip archive (torch.save) or a bare pickle; safetensors starts with the length of its header.
-    if head == b"PK" or head[:1] == b"\x80":
+        head = file.read(9)
+    # A zip archive (torch.save) or a bare pickle; safetensors starts with eight bytes, the length of its header, which
+    # may look like either, and a brace.
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         return _load_pickle(path)
     return _load_native(path)
 
@@ -113,11 +114,12 @@ def _load_native(path: Path) -> SegMoTE:
     try:
         config = ModelConfig.from_dict(json.loads(header["config"]))
         adapters_trained = bool(json.loads(header.get("adapters_trained", "true")))
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: its architecture description is damaged ({error}).") from error
+        model = build_model(config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    model = _fill(build_model(config), tensors, path)
+    except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its architecture description is damaged ({error}).") from error
+    model = _fill(model, tensors, path)
     model.adapters_trained = adapters_trained
     model.metadata = {k: v for k, v in header.items() if k not in ("format", "config", "adapters_trained")}
     return model
@@ -131,8 +133,9 @@ def _load_pickle(path: Path) -> SegMoTE:
             raise CheckpointError(f"{path}: refused, because it holds more than weights; loading it could run code "
                                   "from the file.") from error
         raise CheckpointError(f"{path}: not a readable weights file ({error}).") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged or cut off ({str(error).splitlines()[0]}).") from error
+    except Exception as error:  # a damaged pickle can raise anything: IndexError, struct.error, TypeError, ...
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: damaged or cut off ({reason}).") from error
     state = _state_dict(content, path)
     if is_published(state):
         config = ModelConfig.published()

@@ -8,68 +8,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import PromptEncoder
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
 from SegMoTELib.network.config import ModelConfig
 from SegMoTELib.network.decoder import ExpertDecoder, MaskPrediction
-from SegMoTELib.network.encoders import ImageEmbedding, ResidualBlock
+from SegMoTELib.network.encoders import ImageEmbedding, ResidualBlock, initialise_convolutions
+from SegMoTELib.network.prompt_encoders import PROMPT_CHANNELS
 from SegMoTELib.network.transformer import ImageSide
 
-CLICK_SIGMA = 1.25  # radius of a drawn click, in cells of the prompt map (stride 4)
-PROMPT_CHANNELS = 5  # positive clicks, negative clicks, box, previous mask, "there is a previous mask"
 FINE_WIDTH, FINEST_WIDTH = 48, 16  # channels at strides 4 and 2
-
-
-class CompactPromptEncoder(PromptEncoder):
-    """segment-anything's prompt encoder for points and boxes; masks go into the prompt maps instead."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(embed_dim=config.embed_dim, image_embedding_size=(config.embedding_size,) * 2,
-                         input_image_size=(config.image_size,) * 2, mask_in_chans=16)
-        del self.mask_downscaling, self.no_mask_embed
-
-    def forward(self, points, boxes, masks) -> tuple[Tensor, None]:
-        """Return sparse tokens (N, P, C); dense prompts are drawn by :func:`draw_prompts`."""
-        parts = []
-        if points is not None:
-            parts.append(self._embed_points(*points, pad=boxes is None))
-        if boxes is not None:
-            parts.append(self._embed_boxes(boxes))
-        if not parts:
-            parts.append(self.not_a_point_embed.weight.new_zeros(len(masks), 0, self.embed_dim))
-        return torch.cat(parts, dim=1), None
-
-
-def draw_prompts(size: int, image_size: int, count: int, points, boxes, masks, like: Tensor) -> Tensor:
-    """Draw prompts on a (N, 5, size, size) map.
-
-    Args:
-        size: side of the map. image_size: side of the model's input, whose pixels the coordinates are in.
-        count: N. points: (coords (N, P, 2), labels (N, P)) or None; labels 1, 0, and -1 for padding.
-        boxes: (N, 4) or None. masks: (N, 1, h, w) logits or None. like: decides device and dtype.
-    """
-    out = like.new_zeros(count, PROMPT_CHANNELS, size, size)
-    cell = image_size / size
-    centers = (torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) * cell
-    if points is not None:
-        coords, labels = points
-        distance = (coords.to(like.dtype)[..., None] + 0.5 - centers) / (CLICK_SIGMA * cell)  # (N, P, 2, size)
-        gauss = torch.exp(-0.5 * distance ** 2)
-        clicks = gauss[:, :, 1, :, None] * gauss[:, :, 0, None, :]
-        for channel, label in ((0, 1), (1, 0)):
-            out[:, channel] = (clicks * (labels == label).to(like.dtype)[..., None, None]).amax(dim=1)
-    if boxes is not None:
-        low, high = boxes.to(like.dtype)[:, :2, None], boxes.to(like.dtype)[:, 2:, None] + 1  # extremes are inclusive
-        # Fraction of each cell that lies inside, so that sub-cell boxes keep their place.
-        cover = (torch.minimum(centers + cell / 2, high) - torch.maximum(centers - cell / 2, low)).clamp(0) / cell
-        out[:, 2] = cover[:, 1, :, None] * cover[:, 0, None, :]
-    if masks is not None:
-        probability = masks.to(like.dtype).sigmoid()
-        out[:, 3] = F.interpolate(probability, size=(size, size), mode="bilinear", align_corners=False)[:, 0]
-        out[:, 4] = 1
-    return out
 
 
 class CompactDecoder(ExpertDecoder):
@@ -93,6 +41,7 @@ class CompactDecoder(ExpertDecoder):
         self.finish = _finish(self._mask_width())
         self.target_dense = nn.Embedding(max(1, len(config.auto_targets)), dim)
         nn.init.zeros_(self.target_dense.weight)
+        initialise_convolutions(self)
 
     def _mask_width(self) -> int:
         return FINEST_WIDTH

@@ -147,6 +147,8 @@ class ModelConfig:
         Raises:
             CheckpointError: a field is unknown, missing or contradictory.
         """
+        if not isinstance(values, dict):
+            raise CheckpointError("architecture description is not a set of named fields.")
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise CheckpointError(f"architecture description has unknown fields: {', '.join(unknown)}; "

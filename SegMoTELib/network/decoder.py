@@ -110,7 +110,8 @@ class ExpertDecoder(MaskDecoder):
         """
         keep = not torch.is_grad_enabled()
         # Weights may have changed (training, loading) since the products were kept.
-        version = (id(self), no_mask.dtype, sum(parameter._version for parameter in self.parameters()))
+        version = (id(self), no_mask.dtype, no_mask._version, id(image_pe),
+                   sum(parameter._version for parameter in self.parameters()))
         prepared = embedding.prepared if keep and embedding.prepared is not None else {}
         if prepared.get("version") != version:
             prepared = {"version": version}

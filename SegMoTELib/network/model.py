@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from segment_anything.modeling import PromptEncoder
 from torch import Tensor, nn
 
-from SegMoTELib.network.compact import CompactDecoder, CompactPromptEncoder, draw_prompts
+from SegMoTELib.network.compact import CompactDecoder
 from SegMoTELib.network.config import ModelConfig
 from SegMoTELib.network.decoder import ExpertDecoder, MaskPrediction
 from SegMoTELib.network.encoders import ImageEmbedding, build_encoder
+from SegMoTELib.network.prompt_encoders import CompactPromptEncoder, FloatPromptEncoder, draw_prompts
 from SegMoTELib.network.prompt_tokens import PromptTokenizer
 
 Points = tuple[Tensor, Tensor]
@@ -40,22 +40,32 @@ class SegMoTE(nn.Module):
             self.prompt_encoder = CompactPromptEncoder(config)
             self.mask_decoder = CompactDecoder(config)
         else:
-            self.prompt_encoder = PromptEncoder(
+            self.prompt_encoder = FloatPromptEncoder(
                 embed_dim=config.embed_dim, image_embedding_size=(config.embedding_size,) * 2,
                 input_image_size=(config.image_size,) * 2, mask_in_chans=16)
             self.mask_decoder = ExpertDecoder(config)
         self.prompt_tokenizer = PromptTokenizer(config.embed_dim, config.prompt_tokens, len(config.auto_targets)) \
             if config.prompt_tokens and config.auto_targets else None
 
+    def _apply(self, fn, recurse: bool = True) -> SegMoTE:
+        """Move or cast; coordinates, and so the frequencies they meet, stay in float32 at every precision."""
+        frequencies = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        super()._apply(fn, recurse)
+        layer = self.prompt_encoder.pe_layer
+        moved = layer.positional_encoding_gaussian_matrix
+        if moved.dtype != frequencies.dtype:
+            layer.positional_encoding_gaussian_matrix = frequencies.to(moved.device)
+        return self
+
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self.prompt_encoder.not_a_point_embed.weight.device
+        return self.mask_decoder.iou_token.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return self.prompt_encoder.not_a_point_embed.weight.dtype
+        """Dtype of the weights (the prompt encoder stays in float32)."""
+        return self.mask_decoder.iou_token.weight.dtype
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters SegMoTE adds to SAM (MoTE, expert heads and features, PPT), by name."""
@@ -76,7 +86,7 @@ class SegMoTE(nn.Module):
         return self.image_encoder(pixels.to(self.device, self.dtype))
 
     def decode(self, embedding: ImageEmbedding, points: Points | None = None, boxes: Tensor | None = None,
-               masks: Tensor | None = None, auto: None | bool | str | Tensor = None, adapters: bool = True,
+               masks: Tensor | None = None, auto: bool | str | Tensor | None = None, adapters: bool = True,
                multimask: bool = False, attention: bool = False) -> MaskPrediction:
         """Turn prompts into masks; one image with N prompts, or N images with one prompt set each.
 
@@ -99,11 +109,11 @@ class SegMoTE(nn.Module):
         if points is not None:
             points = (points[0].to(self.device, torch.float32), points[1].to(self.device))
         boxes = None if boxes is None else boxes.to(self.device, torch.float32)
-        masks = None if masks is None else masks.to(self.device, dtype)
+        masks = None if masks is None else masks.to(self.device, torch.float32)
         if points is not None or boxes is not None or masks is not None:
             sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=masks)
         else:
-            sparse, dense = self.prompt_encoder.not_a_point_embed.weight.new_zeros(count, 0, self.config.embed_dim), None
+            sparse, dense = torch.zeros(count, 0, self.config.embed_dim, device=self.device), None
         sparse = sparse.to(dtype)
         if targets is not None and self.prompt_tokenizer is not None:
             features = embedding.features.expand(count, -1, -1, -1)
@@ -113,14 +123,14 @@ class SegMoTE(nn.Module):
             size = 2 * self.config.embedding_size
             maps = draw_prompts(size, self.config.image_size, count, points, boxes, masks, embedding.features)
             return self.mask_decoder(embedding, image_pe, maps, sparse, targets, adapters, attention)
-        no_mask = self.prompt_encoder.no_mask_embed.weight[None]
-        return self.mask_decoder(embedding, image_pe, no_mask, sparse, dense if masks is not None else None,
-                                 adapters, multimask, attention)
+        no_mask = self.prompt_encoder.no_mask_embed.weight[None].to(dtype)
+        dense = dense.to(dtype) if masks is not None else None
+        return self.mask_decoder(embedding, image_pe, no_mask, sparse, dense, adapters, multimask, attention)
 
     def _image_pe(self) -> Tensor:
         """(1, L, C) positional encoding of the embedding's cells, kept until its frequencies or the size change."""
         matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-        key = (id(matrix), matrix._version, matrix.dtype, matrix.device, self.prompt_encoder.image_embedding_size)
+        key = (id(matrix), matrix._version, self.dtype, matrix.device, self.prompt_encoder.image_embedding_size)
         if self._kept_pe is None or self._kept_pe[0] != key:
             pe = self.prompt_encoder.get_dense_pe().to(self.dtype).flatten(2).transpose(1, 2).contiguous()
             self._kept_pe = (key, pe)
@@ -138,7 +148,7 @@ class SegMoTE(nn.Module):
             raise ValueError(f"this model has no auto target {name!r}; it offers: {offered}")
         return names.index(name)
 
-    def _targets(self, auto: None | bool | str | Tensor, count: int) -> Tensor | None:
+    def _targets(self, auto: bool | str | Tensor | None, count: int) -> Tensor | None:
         if auto is None or auto is False:
             return None
         if isinstance(auto, Tensor):
@@ -148,7 +158,7 @@ class SegMoTE(nn.Module):
 
     @staticmethod
     def _count(embedding: ImageEmbedding, points: Points | None, boxes: Tensor | None, masks: Tensor | None,
-               auto: None | bool | str | Tensor) -> int:
+               auto: bool | str | Tensor | None) -> int:
         """N, after checking that all prompts agree with each other and with the images."""
         sizes = {name: len(value) for name, value in (
             ("points", None if points is None else points[0]), ("point labels", None if points is None else points[1]),

@@ -101,7 +101,8 @@ def _upgrade(key: str) -> str:
 def _stack_experts(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Per-expert linears -> one (E, rank, dim) weight and (E, rank) bias per layer."""
     return {f"mask_decoder.transformer.layers.{layer}.experts.down_{kind}": torch.stack(
-        [state[f"mask_decoder.transformer.layers.{layer}.experts_token.{e}.lin1.{kind}"] for e in range(config.experts)])
+        [state[f"mask_decoder.transformer.layers.{layer}.experts_token.{e}.lin1.{kind}"]
+         for e in range(config.experts)])
         for layer in config.expert_layers for kind in ("weight", "bias")}
 
 

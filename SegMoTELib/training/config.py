@@ -17,11 +17,13 @@ class Phase:
 
     Attributes:
         size: side of the square input, pixels. steps: optimiser steps. batch: images per step, over all processes.
+        rounds: prompts per target, the first one included; with 1, some first prompts hold several clicks instead.
     """
 
     size: int
     steps: int
     batch: int
+    rounds: int = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class TrainingConfig:
         train_decoder: adapt stage: let the mask decoder learn, too (the paper's second table).
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with cosine decay to 2 %.
         average: decay of the exponential moving average of the weights that is kept as the result.
-        masks_per_image: targets per encoded image. rounds: prompts per target, the first one included.
+        masks_per_image: targets per encoded image.
+        pseudo_share: how often a target is a region of the image itself instead of a label, where labels are few.
         box_share, auto_share: how often the first prompt is a box, or nothing (where the target allows auto).
         balance_weight: weight of the load-balance loss. accumulate: backward passes per optimiser step.
         image_share: fraction of every set's images used. seed: of weights, data and prompts.
@@ -57,7 +60,7 @@ class TrainingConfig:
     clip_norm: float = 1.0
     average: float = 0.998
     masks_per_image: int = 3
-    rounds: int = 2
+    pseudo_share: float = 0.0
     box_share: float = 0.45
     auto_share: float = 0.3
     balance_weight: float = 0.01

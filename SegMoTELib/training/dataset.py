@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from scipy import ndimage
+from skimage.segmentation import felzenszwalb
 
 from SegMoTELib.data.pack import Pack, Sample
 from SegMoTELib.network import AutoTarget
@@ -40,10 +41,13 @@ class TrainingData:
         packs: data sets. split: "train" or "val". auto_targets: what PPT learns. size: S, side of the square items.
         masks_per_image: M. longest: images are kept with at most this longest side. mask_fraction: use only this
             fraction of every set's images (annotation-cost experiments), chosen by ``seed``.
+        pseudo_share: how often one of the targets is a region of the image itself (ScribblePrompt, arXiv 2312.07381).
     """
 
     def __init__(self, packs: list[Pack], split: str, auto_targets: tuple[AutoTarget, ...], size: int,
-                 masks_per_image: int, longest: int = 384, mask_fraction: float = 1.0, seed: int = 0) -> None:
+                 masks_per_image: int, longest: int = 384, mask_fraction: float = 1.0, seed: int = 0,
+                 pseudo_share: float = 0.0) -> None:
+        self.pseudo_share = pseudo_share
         self.size, self.masks_per_image = size, masks_per_image
         self.targets = {source: index for index, target in enumerate(auto_targets) for source in target.sources}
         self.sets: list[list[tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]]] = []
@@ -88,6 +92,9 @@ class TrainingData:
                 break
         else:
             candidates = [(np.ones(label.shape, bool), -1)]
+        if len(candidates) < self.masks_per_image and rng.random() < self.pseudo_share:
+            region = _image_region(image, rng)
+            candidates += [(region, -1)] if region is not None else []
         picks = [candidates[i] for i in _spread(len(candidates), self.masks_per_image, rng)]
         if augment:
             image = _augment_intensity(image, rng)
@@ -136,6 +143,16 @@ class TrainingData:
                 picked = rng.choice(values, min(3 * self.masks_per_image, len(values)), replace=False)
                 found.extend((instances == value, -1) for value in picked)
         return found
+
+
+def _image_region(image: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """A region that the image's own edges suggest: one segment of a graph-based over-segmentation, or None."""
+    grey = image if image.ndim == 2 else image[:, :, rng.integers(3)]
+    scale = float(np.exp(rng.uniform(np.log(30), np.log(400))))
+    segments = felzenszwalb(grey, scale=scale, sigma=rng.uniform(0.5, 1.2), min_size=40)
+    sizes = np.bincount(segments.ravel())
+    usable = np.flatnonzero((sizes >= 40) & (sizes < 0.6 * segments.size))
+    return segments == rng.choice(usable) if len(usable) else None
 
 
 def _spread(count: int, wanted: int, rng: np.random.Generator) -> np.ndarray:

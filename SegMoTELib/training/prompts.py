@@ -33,6 +33,20 @@ def first_click(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _pick(depth >= min(depth.max(), 1 + depth.max() // 3), rng)
 
 
+def extra_clicks(mask: np.ndarray, rng: np.random.Generator, most: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Further clicks drawn without a prediction: inside anywhere, or outside near the border.
+
+    Returns:
+        (most, 2) float32 x, y and (most,) int64 labels; unused places have label -1.
+    """
+    coords, labels = np.zeros((most, 2), np.float32), np.full(most, -1, np.int64)
+    near = ndimage.binary_dilation(mask, iterations=max(2, len(mask) // 12)) & ~mask
+    for index in range(rng.integers(1, most + 1)):
+        outside = rng.random() < 0.5 and near.any()
+        coords[index], labels[index] = _pick(near if outside else mask, rng), int(not outside)
+    return coords, labels
+
+
 def corrective_click(predicted: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """A click in the largest error region.
 

@@ -13,7 +13,7 @@ from SegMoTELib.network import ImageEmbedding, MaskPrediction, SegMoTE
 from SegMoTELib.training.config import TrainingConfig
 from SegMoTELib.training.dataset import Item
 from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
-from SegMoTELib.training.prompts import corrective_click, first_click, jittered_box
+from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
 
 
 @dataclass
@@ -49,7 +49,7 @@ class InteractiveStep(nn.Module):
         self.model, self.config = model, config
         self.adapters = config.stage == "adapt"
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rounds: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss over targets and rounds, and named means for the log."""
         if self.adapters:
             with torch.no_grad():
@@ -66,7 +66,7 @@ class InteractiveStep(nn.Module):
             if len(rows) == 0:
                 continue
             loss, values = self._interact(mode, embedding[owner[rows]], batch.truth[rows], batch.targets[rows],
-                                          [rngs[i] for i in rows])
+                                          [rngs[i] for i in rows], rounds)
             losses.append(loss)
             for name, value in values.items():
                 log[f"{mode}/{name}"] = value.mean()
@@ -78,7 +78,7 @@ class InteractiveStep(nn.Module):
         return "box" if rng.random() < self.config.box_share else "point"
 
     def _interact(self, mode: str, embedding: ImageEmbedding, truth: np.ndarray, targets: np.ndarray,
-                  rngs: list[np.random.Generator]) -> tuple[Tensor, dict[str, Tensor]]:
+                  rngs: list[np.random.Generator], rounds: int) -> tuple[Tensor, dict[str, Tensor]]:
         """All rounds of one kind of first prompt; returns (N,) losses and (N,) IoUs by round."""
         device = embedding.features.device
         boxes = points = previous = None
@@ -86,21 +86,25 @@ class InteractiveStep(nn.Module):
         if mode == "box":
             boxes = torch.from_numpy(np.stack([jittered_box(*pair) for pair in zip(truth, rngs, strict=True)]))
         elif mode == "point":
-            points = (torch.from_numpy(np.stack([first_click(*pair) for pair in zip(truth, rngs, strict=True)]))[:, None],
-                      torch.ones(len(truth), 1, dtype=torch.int64))
+            clicks = np.stack([first_click(*pair) for pair in zip(truth, rngs, strict=True)])
+            points = (torch.from_numpy(clicks)[:, None], torch.ones(len(truth), 1, dtype=torch.int64))
         else:
             auto = torch.from_numpy(targets)
+        if rounds == 1 and mode != "auto" and rngs[0].random() < 0.4:
+            extra = [extra_clicks(*pair) for pair in zip(truth, rngs, strict=True)]
+            points = _append(points, torch.from_numpy(np.stack([coords for coords, _ in extra])),
+                             torch.from_numpy(np.stack([labels for _, labels in extra])))
         total, values = 0.0, {}
-        for index in range(self.config.rounds):
+        for index in range(rounds):
             prediction = self.model.decode(embedding, points=points, boxes=boxes, masks=previous, auto=auto,
                                            adapters=self.adapters)
             small = _fraction(truth, prediction.logits.shape[-1], device)
             total = total + self._loss(prediction, small)
             values[f"iou{index}"] = mask_iou(prediction.logits[:, 0], small)
-            if index + 1 < self.config.rounds:
+            if index + 1 < rounds:
                 previous = prediction.logits.detach()
                 points = _add_clicks(points, previous[:, 0], small, self.model.config.image_size, rngs)
-        return total / self.config.rounds, values
+        return total / rounds, values
 
     def _loss(self, prediction: MaskPrediction, truth: Tensor) -> Tensor:
         loss = mask_loss(prediction.logits[:, 0], truth)
@@ -124,6 +128,10 @@ def _add_clicks(points, logits: Tensor, truth: Tensor, image_size: int, rngs: li
     clicks = [corrective_click(*triple) for triple in zip(predicted, inside, rngs, strict=True)]
     coords = torch.from_numpy(np.stack([(click + 0.5) * scale - 0.5 for click, _ in clicks]))[:, None].float()
     labels = torch.tensor([[label] for _, label in clicks])
+    return _append(points, coords, labels)
+
+
+def _append(points, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if points is None:
         return coords, labels
     return torch.cat([points[0], coords], dim=1), torch.cat([points[1], labels], dim=1)

@@ -86,7 +86,7 @@ class Trainer:
         with torch.no_grad():
             for start in range(0, VALIDATION_ITEMS, 16):
                 batch = self._batch(rng_items[start:start + 16], list(range(start, start + 16)))
-                _, log = step(batch)
+                _, log = step(batch, 2)
                 for name, value in log.items():
                     collected.setdefault(f"val/{name}", []).append(float(value))
         return {name: float(np.mean(values)) for name, values in collected.items()}
@@ -141,7 +141,7 @@ class Trainer:
             items = [data.item(np.random.default_rng(seed)) for seed in seeds]
             torch.manual_seed(seeds[0])  # routing noise
             self._set_mode()
-            loss, values = self._wrapped()(self._batch(items, seeds))
+            loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds)
             (loss / self.config.accumulate).backward()
             log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
             log.update({name: float(value) for name, value in values.items()})
@@ -173,7 +173,8 @@ class Trainer:
         if key not in self.data:
             share = self.config.image_share if split == "train" else 1.0
             data = TrainingData(self.packs, split, self.model.config.auto_targets, size, self.config.masks_per_image,
-                                mask_fraction=share, seed=self.config.seed)
+                                mask_fraction=share, seed=self.config.seed,
+                                pseudo_share=self.config.pseudo_share if split == "train" else 0.0)
             if split == "train" and len(data) == 0:
                 raise DataError(f"no training images in {', '.join(self.config.data)}.")
             self.data = {k: v for k, v in self.data.items() if k[0] != split}
