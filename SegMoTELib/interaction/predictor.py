@@ -51,7 +51,7 @@ class Predictor:
     @property
     def auto_targets(self) -> tuple[AutoTarget, ...]:
         """What ``predict_auto`` can segment."""
-        return self.model.config.auto_targets if self.model.adapters_trained and self.model.prompt_tokenizer else ()
+        return self.model.config.auto_targets if self.model.auto_trained and self.model.prompt_tokenizer else ()
 
     def describe(self) -> str:
         """Device and precision in words."""
@@ -138,7 +138,7 @@ class Predictor:
         if not self.auto_targets:
             raise ValueError("this model offers no auto targets")
         name = self.auto_targets[0].name if target is None else target
-        return self._decode(embedding, return_logits, auto=name)
+        return self._decode(embedding, return_logits, auto=name, adapters=self.model.adapters_trained)
 
     def _decode(self, embedding: ImageEmbedding, return_logits: bool,
                 **prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

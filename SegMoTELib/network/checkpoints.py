@@ -72,7 +72,7 @@ def save_checkpoint(model: SegMoTE, path: str | Path, metadata: dict[str, str] |
     _check_finite(tensors, path)
     header = {**model.metadata, **{key: str(value) for key, value in (metadata or {}).items()},
               "format": FORMAT, "config": json.dumps(model.config.to_dict()),
-              "adapters_trained": json.dumps(model.adapters_trained)}
+              "trained": json.dumps({"adapters": model.adapters_trained, "auto": model.auto_trained})}
     temporary = path.with_name(path.name + ".part")
     save_file(tensors, temporary, metadata=header)
     os.replace(temporary, path)
@@ -113,15 +113,16 @@ def _load_native(path: Path) -> SegMoTE:
         raise CheckpointError(f"{path}: a safetensors file, but not SegMoTE's ({FORMAT}).")
     try:
         config = ModelConfig.from_dict(json.loads(header["config"]))
-        adapters_trained = bool(json.loads(header.get("adapters_trained", "true")))
+        trained = json.loads(header["trained"])
+        adapters_trained, auto_trained = bool(trained["adapters"]), bool(trained["auto"])
         model = build_model(config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its architecture description is damaged ({error}).") from error
     model = _fill(model, tensors, path)
-    model.adapters_trained = adapters_trained
-    model.metadata = {k: v for k, v in header.items() if k not in ("format", "config", "adapters_trained")}
+    model.adapters_trained, model.auto_trained = adapters_trained, auto_trained
+    model.metadata = {k: v for k, v in header.items() if k not in ("format", "config", "trained")}
     return model
 
 
@@ -162,7 +163,7 @@ def _load_sam(state: dict[str, Tensor], path: Path) -> SegMoTE:
     model = build_model(ModelConfig.sam(names[0]))
     fresh = {name: value for name, value in model.state_dict().items() if is_adapter(name)}
     model = _fill(model, {**fresh, **state}, path)
-    model.adapters_trained = False
+    model.adapters_trained = model.auto_trained = False
     model.metadata = {"origin": f"SAM {names[0]}"}
     return model
 

@@ -25,14 +25,15 @@ class SegMoTE(nn.Module):
     Attributes:
         config: the architecture.
         metadata: what the checkpoint says about itself (training data, licence, ...); empty for a fresh model.
-        adapters_trained: False for SAM's own weights, whose adapters are still random.
+        adapters_trained: False where the experts are still random (SAM's own weights, a base run).
+        auto_trained: False where PPT is still random (SAM's own weights).
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.metadata: dict[str, str] = {}
-        self.adapters_trained = True
+        self.adapters_trained = self.auto_trained = True
         self._kept_pe: tuple | None = None
         self.compact = config.encoder == "compact"
         self.image_encoder = build_encoder(config)
@@ -46,16 +47,6 @@ class SegMoTE(nn.Module):
             self.mask_decoder = ExpertDecoder(config)
         self.prompt_tokenizer = PromptTokenizer(config.embed_dim, config.prompt_tokens, len(config.auto_targets)) \
             if config.prompt_tokens and config.auto_targets else None
-
-    def _apply(self, fn, recurse: bool = True) -> SegMoTE:
-        """Move or cast; coordinates, and so the frequencies they meet, stay in float32 at every precision."""
-        frequencies = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-        super()._apply(fn, recurse)
-        layer = self.prompt_encoder.pe_layer
-        moved = layer.positional_encoding_gaussian_matrix
-        if moved.dtype != frequencies.dtype:
-            layer.positional_encoding_gaussian_matrix = frequencies.to(moved.device)
-        return self
 
     @property
     def device(self) -> torch.device:

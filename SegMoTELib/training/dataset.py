@@ -26,12 +26,13 @@ class Item:
 
     Attributes:
         image: (S, S, 3) uint8. masks: (M, S, S) bool. targets: (M,) auto-target index, -1 where none fits.
-        padding: fraction of the square covered by the image, (rows, columns) in pixels.
+        key: the image it came from; equal keys mean equal images only without augmentation.
     """
 
     image: np.ndarray
     masks: np.ndarray
     targets: np.ndarray
+    key: tuple[str, str] = ("", "")
 
 
 class TrainingData:
@@ -86,7 +87,8 @@ class TrainingData:
         for attempt in range(8):
             chosen = self.sets[rng.choice(len(self.sets), p=self.weights)]
             sample, image, label, instances = chosen[rng.integers(len(chosen))]
-            image, label, instances = self._to_square(image, label, instances, rng, augment and attempt < 6)
+            matrix = self._square_matrix(label, instances, rng, augment and attempt < 6)
+            image, label, instances = self._warp(image, label, instances, matrix)
             candidates = self._candidates(sample, label, instances, rng)
             if candidates:
                 break
@@ -101,29 +103,38 @@ class TrainingData:
         if image.ndim == 2:
             image = np.repeat(image[:, :, None], 3, axis=2)
         return Item(np.ascontiguousarray(image), np.stack([mask for mask, _ in picks]),
-                    np.array([target for _, target in picks]))
+                    np.array([target for _, target in picks]), (sample.dataset, sample.identifier))
 
-    def _to_square(self, image, label, instances, rng, augment):
-        """Fit into the square with one affine map: scale, shift, rotation and flips when augmenting."""
+    def _square_matrix(self, label, instances, rng, augment) -> np.ndarray:
+        """The (2, 3) affine map into the square: fitted, or with random zoom, shift, rotation and flip.
+
+        Half of the augmented views are crops around one object: small objects are learned at a size at which they can
+        be seen, and prediction may zoom in on them.
+        """
         height, width = label.shape
         scale = self.size / max(height, width)
-        matrix = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centres
-        if augment:
-            center = np.array([width, height]) / 2
-            zoom = scale * np.exp(rng.uniform(-0.3, 0.45))
-            angle = rng.normal(0, 0.25) + (rng.integers(4) * np.pi / 2 if rng.random() < 0.2 else 0)
-            flip = -1 if rng.random() < 0.4 else 1
-            linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-            linear = linear @ np.diag([flip * np.exp(rng.normal(0, 0.08)), 1.0])
-            goal = np.array([width, height]) * scale / 2 + rng.normal(0, 0.08, 2) * self.size
-            matrix = np.concatenate([linear, (goal - linear @ center)[:, None]], axis=1)
+        if not augment:
+            return np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centres
+        center, zoom = np.array([width, height]) / 2, scale * np.exp(rng.uniform(-0.3, 0.45))
+        if rng.random() < 0.5:
+            center, side = _some_object(label if instances is None else instances, rng)
+            zoom = np.clip(self.size * rng.uniform(0.2, 0.75) / side, scale * 0.75, 6 * scale)
+        angle = rng.normal(0, 0.25) + (rng.integers(4) * np.pi / 2 if rng.random() < 0.2 else 0)
+        flip = -1 if rng.random() < 0.4 else 1
+        linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        linear = linear @ np.diag([flip * np.exp(rng.normal(0, 0.08)), 1.0])
+        goal = self.size / 2 + rng.normal(0, 0.09, 2) * self.size
+        return np.concatenate([linear, (goal - linear @ center)[:, None]], axis=1)
+
+    def _warp(self, image, label, instances, matrix):
         size = (self.size, self.size)
-        shrink = cv2.INTER_AREA if scale < 0.7 and not augment else cv2.INTER_LINEAR
+        shrink = cv2.INTER_AREA if matrix[0, 0] < 0.7 else cv2.INTER_LINEAR
         image = cv2.warpAffine(image, matrix, size, flags=shrink, borderValue=PADDING_VALUE)
         label = cv2.warpAffine(label, matrix, size, flags=cv2.INTER_NEAREST)
         if instances is not None:
-            instances = cv2.warpAffine(instances.astype(np.float32), matrix, size, flags=cv2.INTER_NEAREST)
-        return image, label, None if instances is None else instances.astype(np.int32)
+            instances = cv2.warpAffine(instances.astype(np.float32), matrix, size,
+                                       flags=cv2.INTER_NEAREST).astype(np.int32)
+        return image, label, instances
 
     def _candidates(self, sample, label, instances, rng) -> list[tuple[np.ndarray, int]]:
         """Targets in an image: classes, sometimes one connected part of a class, single instances where known."""
@@ -143,6 +154,13 @@ class TrainingData:
                 picked = rng.choice(values, min(3 * self.masks_per_image, len(values)), replace=False)
                 found.extend((instances == value, -1) for value in picked)
         return found
+
+
+def _some_object(label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Centre (x, y) and longest side of one labelled object."""
+    rows, columns = np.nonzero(label == rng.choice(np.unique(label[label > 0])))
+    low, high = np.array([columns.min(), rows.min()]), np.array([columns.max(), rows.max()])
+    return (low + high) / 2, float((high - low).max() + 1)
 
 
 def _image_region(image: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:

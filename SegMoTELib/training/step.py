@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from SegMoTELib.network import ImageEmbedding, MaskPrediction, SegMoTE
 from SegMoTELib.training.config import TrainingConfig
 from SegMoTELib.training.dataset import Item
+from SegMoTELib.training.embeddings import EmbeddingStore
 from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
 from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
+
+EMBEDDING_BYTES = 6 << 30  # of memory for the adapt stage's embeddings
 
 
 @dataclass
@@ -22,13 +25,14 @@ class Batch:
 
     Attributes:
         pixels: (B, 3, S, S) normalised. truth: (N, S, S) bool, N = B x M, image-major. targets: (N,) auto target or -1.
-        seeds: (N,) of the prompt simulation, so that a prompt depends on its item alone.
+        seeds: (N,) of the prompt simulation, so that a prompt depends on its item alone. keys: (B,) of the images.
     """
 
     pixels: Tensor
     truth: np.ndarray
     targets: np.ndarray
     seeds: np.ndarray
+    keys: list[tuple]
 
     @staticmethod
     def stack(items: list[Item], seeds: list[int], mean: tuple, std: tuple) -> Batch:
@@ -38,7 +42,8 @@ class Batch:
         masks_per_image = len(items[0].masks)
         return Batch(pixels.contiguous(), np.concatenate([item.masks for item in items]),
                      np.concatenate([item.targets for item in items]),
-                     np.array([seed * 1000 + m for seed in seeds for m in range(masks_per_image)]))
+                     np.array([seed * 1000 + m for seed in seeds for m in range(masks_per_image)]),
+                     [item.key for item in items])
 
 
 class InteractiveStep(nn.Module):
@@ -48,12 +53,16 @@ class InteractiveStep(nn.Module):
         super().__init__()
         self.model, self.config = model, config
         self.adapters = config.stage == "adapt"
+        self.embeddings = EmbeddingStore(EMBEDDING_BYTES)
 
-    def forward(self, batch: Batch, rounds: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean loss over targets and rounds, and named means for the log."""
-        if self.adapters:
-            with torch.no_grad():
-                embedding = self.model.encode(batch.pixels)
+    def forward(self, batch: Batch, rounds: int, several: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean loss over targets and rounds, and named means for the log.
+
+        Args:
+            rounds: prompts per target. several: the first prompt holds several clicks.
+        """
+        if self.adapters:  # the encoder is frozen and the images are not augmented
+            embedding = self.embeddings.encode(self.model, batch.pixels, batch.keys)
         else:
             embedding = self.model.encode(batch.pixels)
         count = len(batch.truth)
@@ -66,7 +75,7 @@ class InteractiveStep(nn.Module):
             if len(rows) == 0:
                 continue
             loss, values = self._interact(mode, embedding[owner[rows]], batch.truth[rows], batch.targets[rows],
-                                          [rngs[i] for i in rows], rounds)
+                                          [rngs[i] for i in rows], rounds, several)
             losses.append(loss)
             for name, value in values.items():
                 log[f"{mode}/{name}"] = value.mean()
@@ -78,7 +87,8 @@ class InteractiveStep(nn.Module):
         return "box" if rng.random() < self.config.box_share else "point"
 
     def _interact(self, mode: str, embedding: ImageEmbedding, truth: np.ndarray, targets: np.ndarray,
-                  rngs: list[np.random.Generator], rounds: int) -> tuple[Tensor, dict[str, Tensor]]:
+                  rngs: list[np.random.Generator], rounds: int, several: bool,
+                  ) -> tuple[Tensor, dict[str, Tensor]]:
         """All rounds of one kind of first prompt; returns (N,) losses and (N,) IoUs by round."""
         device = embedding.features.device
         boxes = points = previous = None
@@ -90,7 +100,7 @@ class InteractiveStep(nn.Module):
             points = (torch.from_numpy(clicks)[:, None], torch.ones(len(truth), 1, dtype=torch.int64))
         else:
             auto = torch.from_numpy(targets)
-        if rounds == 1 and mode != "auto" and rngs[0].random() < 0.4:
+        if several and mode != "auto":
             extra = [extra_clicks(*pair) for pair in zip(truth, rngs, strict=True)]
             points = _append(points, torch.from_numpy(np.stack([coords for coords, _ in extra])),
                              torch.from_numpy(np.stack([labels for _, labels in extra])))

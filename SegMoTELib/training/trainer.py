@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import sys
@@ -14,10 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from SegMoTELib import __version__
 from SegMoTELib.data.pack import open_packs
 from SegMoTELib.errors import CheckpointError, DataError
-from SegMoTELib.network import SegMoTE, build_model
+from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
+from SegMoTELib.network.checkpoints import attach_adapters
 from SegMoTELib.training.config import Phase, TrainingConfig
+from SegMoTELib.training.curves import draw_curves
 from SegMoTELib.training.dataset import TrainingData
 from SegMoTELib.training.step import Batch, InteractiveStep
 
@@ -47,7 +51,11 @@ class Trainer:
         self.data: dict[tuple[str, int], TrainingData] = {}
 
     def run(self, stop_after: int | None = None, progress: bool = True) -> SegMoTE:
-        """Train to the end of the phases (or ``stop_after`` steps from now) and return the averaged model."""
+        """Train to the end of the phases (or ``stop_after`` steps from now) and return the averaged model.
+
+        Raises:
+            CheckpointError: the folder holds another config's run. DataError: no data, or the loss diverged.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
         last = self.config.steps if stop_after is None else min(self.config.steps, self.step + stop_after)
@@ -64,13 +72,27 @@ class Trainer:
                     self._print_progress(values, (time.monotonic() - started) / (self.step - first), last)
             if self.step % self.config.checkpoint_every == 0 or self.step == last:
                 self.save()
-        return self.averaged_model()
+        model = self.averaged_model()
+        if self.rank == 0:
+            save_checkpoint(model, self.folder / "model.safetensors", self._metadata())
+            draw_curves(self.folder / "log.csv", self.folder / "curves.png")
+        return model
 
     def averaged_model(self) -> SegMoTE:
         """A copy of the model, in eval mode, with the averaged weights, at the last phase's image size."""
         model = build_model(replace(self.model.config, image_size=self.config.phases[-1].size))
         model.load_state_dict({**self.model.state_dict(), **self.average})
+        model.adapters_trained = self.config.stage == "adapt"
+        model.metadata = dict(self.model.metadata)
         return model.eval()
+
+    def _metadata(self) -> dict[str, str]:
+        """What must travel with the weights: config, step, versions, data and their licences."""
+        data = {pack.code: pack.info.get("licence", "unknown") for pack in self.packs}
+        return {f"training_{self.config.stage}": json.dumps(self.config.to_dict()),
+                f"training_{self.config.stage}_steps": str(self.step),
+                "versions": f"segmote {__version__}, torch {torch.__version__}, numpy {np.__version__}",
+                "training_data": json.dumps(data)}
 
     def validate(self, phase: Phase) -> dict[str, float]:
         """IoU of the averaged weights on a fixed draw of validation items."""
@@ -80,12 +102,13 @@ class Trainer:
         model = build_model(replace(self.model.config, image_size=phase.size)).to(self.device)
         model.load_state_dict({**self.model.state_dict(), **self.average})
         step = InteractiveStep(model.eval(), self.config)
-        rng_items = [data.item(np.random.default_rng([7, index]), augment=False)
+        items = [data.item(np.random.default_rng([7, index]), augment=False)
                      for index in range(VALIDATION_ITEMS)]
         collected: dict[str, list[float]] = {}
         with torch.no_grad():
             for start in range(0, VALIDATION_ITEMS, 16):
-                batch = self._batch(rng_items[start:start + 16], list(range(start, start + 16)))
+                part = items[start:start + 16]
+                batch = self._batch(part, list(range(start, start + len(part))))
                 _, log = step(batch, 2)
                 for name, value in log.items():
                     collected.setdefault(f"val/{name}", []).append(float(value))
@@ -132,16 +155,17 @@ class Trainer:
         data = self._data("train", phase.size)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
+        several = phase.rounds == 1 and np.random.default_rng([self.config.seed, self.step]).random() < 0.4
         share = phase.batch // (self.world * self.config.accumulate)
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {}
         for part in range(self.config.accumulate):
             first = (part * self.world + self.rank) * share
             seeds = [(self.config.seed * 1_000_003 + self.step) * 4096 + first + i for i in range(share)]
-            items = [data.item(np.random.default_rng(seed)) for seed in seeds]
+            items = [data.item(np.random.default_rng(seed), augment=self.config.stage == "base") for seed in seeds]
             torch.manual_seed(seeds[0])  # routing noise
             self._set_mode()
-            loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds)
+            loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds, several)
             (loss / self.config.accumulate).backward()
             log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
             log.update({name: float(value) for name, value in values.items()})
@@ -224,9 +248,6 @@ class Trainer:
 def _starting_model(config: TrainingConfig) -> SegMoTE:
     if config.start is None:
         return build_model(config.model_config())
-    from SegMoTELib.network import load_checkpoint
-    from SegMoTELib.network.checkpoints import attach_adapters
-
     return attach_adapters(load_checkpoint(config.start), config.model, config.auto_targets)
 
 

@@ -1,0 +1,185 @@
+"""The trainer learns, resumes exactly, survives a kill, and gives the same result on two processes as on one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from SegMoTELib.errors import CheckpointError, DataError
+from SegMoTELib.interaction.predictor import Predictor
+from SegMoTELib.network import load_checkpoint
+from SegMoTELib.training import trainer as trainer_module
+from SegMoTELib.training.config import Phase, load_training_config
+from SegMoTELib.training.trainer import Trainer
+
+
+def weights(folder):
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def as_yaml(config, path):
+    """Write a config as a user would."""
+    values = {**config.to_dict(), "data": list(config.data)}
+    plain = yaml.safe_load(yaml.safe_dump(_plain(values)))
+    path.write_text(yaml.safe_dump(plain))
+    return path
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(a_config, tmp_path):
+    Trainer(a_config, tmp_path / "whole").run(progress=False)
+    for _ in range(3):  # three starts of two steps, each in a fresh trainer
+        Trainer(a_config, tmp_path / "parts").run(stop_after=2, progress=False)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+
+
+def test_a_kill_while_saving_leaves_the_previous_checkpoint(a_config, tmp_path, monkeypatch):
+    Trainer(a_config, tmp_path).run(stop_after=2, progress=False)
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def cut_off(state, file):
+        file.write(b"half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(a_config, tmp_path).run(stop_after=1, progress=False)
+    monkeypatch.undo()
+    assert (tmp_path / "last.pt").read_bytes() == before
+    Trainer(a_config, tmp_path).run(progress=False)
+    Trainer(a_config, tmp_path / "whole").run(progress=False)
+    one, other = weights(tmp_path), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_another_config_does_not_continue_a_run(a_config, tmp_path):
+    Trainer(a_config, tmp_path).run(stop_after=1, progress=False)
+    with pytest.raises(CheckpointError, match="another config"):
+        Trainer(replace(a_config, seed=4), tmp_path).run(progress=False)
+
+
+def test_a_damaged_checkpoint_is_named(a_config, tmp_path):
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        Trainer(a_config, tmp_path).run(progress=False)
+
+
+def test_two_processes_give_the_result_of_one(a_config, tmp_path):
+    config = as_yaml(a_config, tmp_path / "run.yaml")
+    command = ["-m", "SegMoTELib.cli", "train", str(config), "--device", "cpu", "-o"]
+    subprocess.run([sys.executable, *command, str(tmp_path / "one")], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command,
+                    str(tmp_path / "two")], check=True, capture_output=True)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    largest = max(float((one[name] - two[name]).abs().max()) for name in one)
+    # Adam turns the sign of a gradient that is zero up to rounding into a whole step, hence the two bounds.
+    assert largest < 6 * a_config.learning_rate
+    mean = np.mean([float((one[name] - two[name]).abs().mean()) for name in one])
+    assert mean < 0.05 * a_config.learning_rate
+
+
+def test_accumulated_gradients_equal_one_large_batch(a_config, tmp_path):
+    one_step = replace(a_config, phases=(Phase(64, 1, 4, 1),))
+    Trainer(one_step, tmp_path / "large").run(progress=False)
+    Trainer(replace(one_step, accumulate=2), tmp_path / "parts").run(progress=False)
+    large, parts = weights(tmp_path / "large"), weights(tmp_path / "parts")
+    mean = np.mean([float((large[name] - parts[name]).abs().mean()) for name in large])
+    assert mean < 0.02 * a_config.learning_rate
+
+
+def test_a_run_leaves_model_log_and_curves_with_their_origin(a_config, tmp_path):
+    Trainer(a_config, tmp_path).run(progress=False)
+    model = load_checkpoint(tmp_path / "model.safetensors")
+    assert model.metadata["training_base_steps"] == "6"
+    assert '"seed": 3' in model.metadata["training_base"]
+    assert "CC0" in model.metadata["training_data"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    names = {line.split(",")[1] for line in (tmp_path / "log.csv").read_text().splitlines()}
+    assert {"loss", "gradient"} <= names
+    assert any(name.startswith("val/") for name in names)
+
+
+def test_adapting_changes_the_adapters_only_and_encodes_every_image_once(a_config, tmp_path, monkeypatch):
+    Trainer(a_config, tmp_path / "base").run(progress=False)
+    start = tmp_path / "base" / "model.safetensors"
+    config = replace(a_config, stage="adapt", start=str(start), model={}, phases=(Phase(64, 5, 4),))
+    trainer = Trainer(config, tmp_path / "adapt")
+    seen = []
+    encode = trainer.model.encode
+    monkeypatch.setattr(trainer.model, "encode", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    adapted = trainer.run(progress=False)
+    assert sum(seen) <= 4  # four training images, five steps of four
+    base, after = load_checkpoint(start).state_dict(), adapted.state_dict()
+    changed = {name for name in base if not torch.equal(base[name], after[name])}
+    assert changed
+    assert changed <= set(adapted.adapter_parameters())
+
+
+def test_the_decoder_learns_too_when_asked(a_config, tmp_path):
+    Trainer(a_config, tmp_path / "base").run(progress=False)
+    start = tmp_path / "base" / "model.safetensors"
+    config = replace(a_config, stage="adapt", start=str(start), model={}, phases=(Phase(64, 2, 2),),
+                     train_decoder=True)
+    after = Trainer(config, tmp_path / "adapt").run(progress=False).state_dict()
+    base = load_checkpoint(start).state_dict()
+    changed = {name for name in base if not torch.equal(base[name], after[name])}
+    assert "mask_decoder.refine.conv1.weight" in changed
+    assert not any(name.startswith("image_encoder.") for name in changed)
+
+
+def test_one_image_is_learned_with_box_click_and_auto(a_config, a_pack, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "VALIDATION_ITEMS", 2)
+    torch.manual_seed(0)
+    config = replace(a_config, phases=(Phase(64, 100, 4, 1),), image_share=0.25, learning_rate=2e-3, average=0.9,
+                     model={**a_config.model, "image_size": 64}, auto_share=0.4, validate_every=1000)
+    trainer = Trainer(config, tmp_path)
+    only = trainer._data("train", 64).sets[0][0]
+    # Without augmentation: the point is that the network can represent one image exactly.
+    monkeypatch.setattr(trainer_module.TrainingData, "_square_matrix",
+                        lambda self, *_: np.array([[1.0, 0, 0], [0, 1.0, 0]]))
+    predictor = Predictor(trainer.run(progress=False), "cpu", "fp32")
+    image, truth = only[1], only[2] == 1
+    predictor.set_image(image)
+    rows, columns = np.nonzero(truth)
+    box = np.array([columns.min(), rows.min(), columns.max(), rows.max()])
+    click = np.array([[columns.mean(), rows.mean()]])
+    results = {"box": predictor.predict(box=box)[0][0],
+               "click": predictor.predict(click, np.array([1]))[0][0]}
+    results["auto"] = predictor.predict_auto("disk")[0][0]
+    for name, mask in results.items():
+        assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.97, name
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("stage: base\nphases: [{size: 64, steps: 1, batch: 1}]", "needs 'data'"),
+    ("stage: other\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]", "stage must be"),
+    ("stage: adapt\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]", "needs 'start'"),
+    ("stage: base\ndata: [x]\nlearning: 3\nphases: []", "unknown settings learning"),
+    ("- 1\n- 2", "expected 'name: value'"),
+    ("a: [1", "not a readable YAML"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, bach: 1}]", "bach"),
+])
+def test_a_broken_config_is_explained(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_training_config(path)
+
+
+def test_missing_data_is_named(a_config, tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        Trainer(replace(a_config, data=("nowhere",)), tmp_path)
