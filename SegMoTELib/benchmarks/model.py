@@ -75,7 +75,7 @@ def _bench_encoder(sam, ours: SegMoTE, repeats: int, images: dict[str, np.ndarra
     outputs = {"fp32": ours.encode(pixels).features}
     low = build_model(ours.config)
     low.load_state_dict(ours.state_dict())
-    low = low.to(torch.bfloat16)
+    low.image_encoder.to(torch.bfloat16)
     calls["bf16"] = lambda: low.encode(pixels)
     outputs["bf16"] = low.encode(pixels).features.float()
     seconds = medians(calls, repeats)
@@ -116,8 +116,9 @@ def _encode_once(mark, kind: str, precision: str) -> None:
     if kind == "segment_anything":
         encode = sam_model_registry["vit_b"]().eval().image_encoder
     else:
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        encode = build_model(ModelConfig.sam("vit_b")).to(dtype).encode
+        model = build_model(ModelConfig.sam("vit_b"))
+        model.image_encoder.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+        encode = model.encode
     mark()
     with torch.no_grad():
         encode(pixels)

@@ -18,8 +18,8 @@ class Predictor:
     """Interactive prediction over any SegMoTE model (SAM's, the published, our own).
 
     Args:
-        model: moved to the device and cast. device: "auto", "cuda", "mps", "cpu". precision: "auto", "fp32", "fp16",
-            "bf16".
+        model: moved to the device. device: "auto", "cuda", "mps", "cpu". precision: of the encoder: "auto", "fp32",
+            "fp16", "bf16"; the decoder computes in fp32.
 
     Attributes:
         last: the latest :class:`MaskPrediction`, for the expert view.
@@ -28,7 +28,7 @@ class Predictor:
     def __init__(self, model: SegMoTE, device: str | None = None, precision: str = "auto") -> None:
         self.device = choose_device(device or "auto")
         self.dtype = choose_precision(self.device, precision)
-        self.model = model.to(self.device, self.dtype).eval()
+        self.model = _placed(model, self.device, self.dtype).eval()
         self.last: MaskPrediction | None = None
         self.reset_image()
 
@@ -153,8 +153,15 @@ class Predictor:
         log.warning("The GPU ran out of memory; continuing on the CPU, more slowly.")
         self.device = torch.device("cpu")
         self.dtype = choose_precision(self.device)
-        self.model = self.model.to(self.device, self.dtype)
+        self.model = _placed(self.model, self.device, self.dtype)
         torch.cuda.empty_cache()
+
+
+def _placed(model: SegMoTE, device: torch.device, dtype: torch.dtype) -> SegMoTE:
+    """Move a model; only the encoder, where the time goes, takes the reduced precision."""
+    model = model.to(device, torch.float32)
+    model.image_encoder.to(dtype)
+    return model
 
 
 def _checked(name: str, values: object, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -63,7 +63,7 @@ class SegMoTE(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if is_adapter(name)}
 
     def encode(self, pixels: Tensor) -> ImageEmbedding:
-        """Encode images.
+        """Encode images; an encoder in reduced precision hands its result to the decoder's precision.
 
         Args:
             pixels: (B, 3, S, S) float, normalised with the config's mean and std, S = ``config.image_size``.
@@ -74,7 +74,9 @@ class SegMoTE(nn.Module):
         size = self.config.image_size
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, size, size):
             raise ValueError(f"encode expects (B, 3, {size}, {size}) pixels, got {tuple(pixels.shape)}")
-        return self.image_encoder(pixels.to(self.device, self.dtype))
+        weight = next(self.image_encoder.parameters())
+        embedding = self.image_encoder(pixels.to(weight.device, weight.dtype))
+        return embedding if weight.dtype == self.dtype else embedding.to(self.dtype)
 
     def decode(self, embedding: ImageEmbedding, points: Points | None = None, boxes: Tensor | None = None,
                masks: Tensor | None = None, auto: bool | str | Tensor | None = None, adapters: bool = True,
