@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from SegMoTELib.interaction.devices import choose_device, choose_precision, describe
+from SegMoTELib.interaction.expert_view import ExpertView
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import AutoTarget, ImageEmbedding, MaskPrediction, SegMoTE
 
@@ -61,6 +62,7 @@ class Predictor:
         """Forget the current image."""
         self._embedding: ImageEmbedding | None = None
         self._transform: SquareTransform | None = None
+        self._prompts: dict | None = None
 
     def set_image(self, image: np.ndarray, intensity_range: tuple[float, float] | None = None) -> None:
         """Encode an image.
@@ -140,8 +142,27 @@ class Predictor:
         name = self.auto_targets[0].name if target is None else target
         return self._decode(embedding, return_logits, auto=name, adapters=self.model.adapters_trained)
 
+    def expert_view(self) -> ExpertView:
+        """Which experts gave the latest mask, how sure the router was, and where the expert tokens looked.
+
+        Raises:
+            RuntimeError: nothing was predicted on this image yet, or without adapters.
+        """
+        if self._prompts is None or not self._prompts["adapters"]:
+            raise RuntimeError("the expert view needs a prediction with adapters on the current image")
+        with torch.no_grad():
+            prediction = self.model.decode(self.embedding, **self._prompts, attention=True)
+            attention = self._transform.inverse_masks(prediction.attention[0])
+        return ExpertView(
+            selected=int(prediction.selected[0]),
+            token_probabilities=prediction.token_probabilities[0].float().cpu().numpy(),
+            routing=tuple(layer[0].cpu().numpy() for layer in prediction.routing),
+            gate_probabilities=tuple(layer[0].float().cpu().numpy() for layer in prediction.gate_probabilities),
+            attention=attention.cpu().numpy())
+
     def _decode(self, embedding: ImageEmbedding, return_logits: bool,
                 **prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self._prompts = prompts
         with torch.no_grad():
             self.last = self.model.decode(embedding, **prompts)
             low = self.last.logits[0].float()

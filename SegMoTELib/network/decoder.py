@@ -37,6 +37,7 @@ class MaskPrediction:
         gate_probabilities: per expert layer, (N, T, E).
         balance_loss: scalar; sum over layers (learned) or the last layer's (reference).
         expert_iou: (N, E) predicted IoU of every expert's mask, or None.
+        token_probabilities: (N, E) how the choice of the expert token was distributed, or None.
         attention: (N, T, side, side) last-layer attention of every expert token on the image, only if asked for.
     """
 
@@ -48,6 +49,7 @@ class MaskPrediction:
     gate_probabilities: tuple[Tensor, ...] = ()
     balance_loss: Tensor | None = None
     expert_iou: Tensor | None = None
+    token_probabilities: Tensor | None = None
     attention: Tensor | None = None
 
 
@@ -199,7 +201,8 @@ class ExpertDecoder(MaskDecoder):
             logits=chosen[:, None], iou=iou, expert_logits=logits, selected=selected,
             routing=tuple(routing.indices for routing in routings),
             gate_probabilities=tuple(routing.probabilities for routing in routings),
-            balance_loss=sum(losses) if self.config.gating == "learned" else losses[-1], expert_iou=expert_iou)
+            balance_loss=sum(losses) if self.config.gating == "learned" else losses[-1], expert_iou=expert_iou,
+            token_probabilities=confidence.softmax(dim=1))
 
     def _fuse(self, upscaled: Tensor) -> Tensor:
         """First half of the fusion: (N, L, 2, 2, 2, 2, C/8) -> channels-last (N, H, W, C/4)."""

@@ -39,6 +39,9 @@ class ImageEmbedding:
 
     def __getitem__(self, index: Tensor | slice | list[int]) -> ImageEmbedding:
         """Select or repeat images along B, e.g. ``embedding[[0, 0, 1]]`` for two prompts on image 0 and one on 1."""
+        if isinstance(index, Tensor):  # the backward pass of index_select is several times faster than of indexing
+            return ImageEmbedding(self.features.index_select(0, index),
+                                  tuple(early.index_select(0, index) for early in self.early))
         return ImageEmbedding(self.features[index], tuple(early[index] for early in self.early))
 
     def to(self, *args, **kwargs) -> ImageEmbedding:

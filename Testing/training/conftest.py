@@ -16,7 +16,7 @@ SMALL = {"compact_widths": (8, 16, 32, 32, 32), "compact_depths": (0, 1, 1, 1, 1
 DISK = (AutoTarget("disk", "synthetic", sources=("shapes:1",)),)
 
 
-@pytest.fixture()
+@pytest.fixture
 def a_pack(tmp_path):
     """Six 64 x 64 images with a bright disk (label 1) and a dark square (label 2)."""
     folder = tmp_path / "shapes"
@@ -44,7 +44,7 @@ def a_pack(tmp_path):
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def a_config(a_pack):
     """Six base steps at 64 px."""
     return TrainingConfig(stage="base", data=(str(a_pack),), phases=(Phase(64, 4, 2, 1), Phase(64, 2, 2, 2)),

@@ -10,7 +10,7 @@ from scipy.spatial.distance import dice, jaccard
 from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
 
 
-@pytest.fixture()
+@pytest.fixture
 def masks():
     generator = torch.Generator().manual_seed(0)
     truth = (torch.rand(3, 16, 16, generator=generator) > 0.6).float()

@@ -8,7 +8,7 @@ import pytest
 from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
 
 
-@pytest.fixture()
+@pytest.fixture
 def a_mask():
     mask = np.zeros((40, 50), bool)
     mask[10:25, 20:41] = True

@@ -1,0 +1,56 @@
+"""What the experts did for one prediction: data for a front end, and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ExpertView:
+    """The router's choices for one mask.
+
+    Attributes:
+        selected: index of the expert token that gave the mask.
+        token_probabilities: (E,) how sure the choice was, sums to 1.
+        routing: per expert layer, (T,) the expert every token went to.
+        gate_probabilities: per expert layer, (T, E).
+        attention: (T, H, W) where every expert token looked, on the image's own pixels.
+    """
+
+    selected: int
+    token_probabilities: np.ndarray
+    routing: tuple[np.ndarray, ...]
+    gate_probabilities: tuple[np.ndarray, ...]
+    attention: np.ndarray
+
+
+def draw_expert_view(view: ExpertView, image: np.ndarray, mask: np.ndarray, path: str | Path) -> None:
+    """Draw image with mask, the selected token's attention and the router's probabilities into a PNG.
+
+    Args:
+        image: (H, W) or (H, W, 3) uint8. mask: (H, W) bool.
+    """
+    from matplotlib.figure import Figure
+
+    layers = len(view.gate_probabilities)
+    figure = Figure(figsize=(4 * (2 + layers), 4), layout="constrained")
+    axes = figure.subplots(1, 2 + layers)
+    for axis in axes[:2]:
+        axis.imshow(image, cmap="gray")
+        axis.set_axis_off()
+    if mask.any() and not mask.all():
+        axes[0].contour(mask, levels=[0.5], colors="yellow", linewidths=1)
+    probability = view.token_probabilities[view.selected]
+    axes[0].set_title(f"expert token {view.selected} ({probability:.0%})")
+    axes[1].imshow(view.attention[view.selected], cmap="inferno", alpha=0.6)
+    axes[1].set_title("its attention")
+    for index, (axis, gates) in enumerate(zip(axes[2:], view.gate_probabilities, strict=True)):
+        axis.imshow(gates, vmin=0, vmax=1, cmap="viridis")
+        for (row, column), value in np.ndenumerate(gates):
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
+        axis.set(title=f"router, layer {index}", xlabel="expert", ylabel="expert token",
+                 xticks=range(gates.shape[1]), yticks=range(gates.shape[0]))
+    figure.savefig(path, dpi=100)
