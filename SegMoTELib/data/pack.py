@@ -1,8 +1,8 @@
 """The on-disk layout of a labelled 2D data set, shared by curation, training and evaluation.
 
-``<folder>/dataset.json`` names the set, its modality, labels, licence and splits; ``images/<id>.png|jpg`` are 8-bit grey
-or RGB; ``labels/<id>.png`` are 8-bit index maps with 0 = background; ``instances/<id>.png`` (optional) are 16-bit maps
-with one number per object, for images with many objects of one class.
+``<folder>/dataset.json`` names the set, its modality, labels, licence and splits; ``images/<id>.png|jpg`` are 8-bit
+grey or RGB; ``labels/<id>.png`` are 8-bit index maps with 0 = background; ``instances/<id>.png`` (optional) are 16-bit
+maps with one number per object, for images with many objects of one class.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sample:
             DataError: the file is missing or is not a readable image.
         """
         with _open(self.image_path) as image:
-            return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+            return _decode(image, self.image_path, None if image.mode == "L" else "RGB")
 
     def load_label(self) -> np.ndarray:
         """Return the index map, uint8 (H, W), 0 = background.
@@ -101,17 +101,23 @@ class Pack:
         Raises:
             DataError: an image named there does not exist.
         """
-        spacings = self.info.get("spacing_mm") or {}
         for identifier in self.info["splits"].get(split, []):
-            label_path = self.folder / "labels" / f"{identifier}.png"
-            instances_path = self.folder / "instances" / f"{identifier}.png"
-            spacing = spacings.get(identifier)
-            yield Sample(
-                dataset=self.code, identifier=identifier, modality=self.modality,
-                image_path=self._image_path(identifier), label_path=label_path,
-                instances_path=instances_path if instances_path.exists() else None,
-                spacing_mm=tuple(spacing) if spacing else None,
-            )
+            yield self.sample(identifier)
+
+    def sample(self, identifier: str) -> Sample:
+        """Return one sample by its name.
+
+        Raises:
+            DataError: no image of this name.
+        """
+        instances_path = self.folder / "instances" / f"{identifier}.png"
+        spacing = (self.info.get("spacing_mm") or {}).get(identifier)
+        return Sample(
+            dataset=self.code, identifier=identifier, modality=self.modality,
+            image_path=self._image_path(identifier), label_path=self.folder / "labels" / f"{identifier}.png",
+            instances_path=instances_path if instances_path.exists() else None,
+            spacing_mm=tuple(spacing) if spacing else None,
+        )
 
     def _image_path(self, identifier: str) -> Path:
         for suffix in IMAGE_SUFFIXES:
@@ -167,9 +173,17 @@ def _open(path: Path) -> Image.Image:
         raise DataError(f"{path}: not a readable image ({error}).") from error
 
 
+def _decode(image: Image.Image, path: Path, mode: str | None = None) -> np.ndarray:
+    """Return the pixels; PIL reads them only now, so a truncated file shows here and not at opening."""
+    try:
+        return np.asarray(image.convert(mode) if mode else image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: damaged image ({error}).") from error
+
+
 def _load_map(path: Path) -> np.ndarray:
     with _open(path) as image:
-        values = np.asarray(image)
+        values = _decode(image, path)
     if values.ndim != 2 or values.dtype.kind not in "uib":
         raise DataError(f"{path}: expected one channel of integer labels, found {values.dtype} of shape {values.shape}.")
     return values
