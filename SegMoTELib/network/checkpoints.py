@@ -144,7 +144,7 @@ def _load_pickle(path: Path) -> SegMoTE:
         model = _fill(build_model(config), converted, path)
         model.metadata = {"origin": "published SegMoTE", "notes": " ".join(notes)}
         for note in notes:
-            log.info("%s: %s", path, note)
+            log.log(logging.WARNING if "not supported" in note else logging.INFO, "%s: %s", path, note)
         return model
     return _load_sam(state, path)
 

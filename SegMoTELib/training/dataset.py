@@ -16,6 +16,7 @@ from skimage.segmentation import felzenszwalb
 from SegMoTELib.data.pack import Pack, Sample
 from SegMoTELib.network import AutoTarget
 
+SET_WEIGHT = 0.3  # a set is drawn by its number of images to this power: 1 = images count the same, 0 = sets do
 MIN_TARGET_PIXELS = 12  # smaller targets, at training resolution, are not asked for
 PADDING_VALUE = (124, 116, 104)  # SAM pads with the pixel mean, zero after normalisation
 
@@ -62,7 +63,7 @@ class TrainingData:
             loaded = [entry for entry in loaded if entry[2].any()]
             if loaded:
                 self.sets.append(loaded)
-                weights.append(len(loaded) ** 0.5)  # between "every image" and "every data set" counts the same
+                weights.append(len(loaded) ** SET_WEIGHT)
         self.weights = np.array(weights) / np.sum(weights) if weights else np.zeros(0)
 
     def __len__(self) -> int:

@@ -32,6 +32,12 @@ def test_tiny_fits_in_16_megabytes_at_half_precision():
     assert parts["all"] <= 8e6
 
 
+@pytest.mark.parametrize(("name", "millions"), [("vit_b", 93.735), ("vit_l", 312.343), ("vit_h", 641.091)])
+def test_sams_own_parts_have_sams_size(name, millions):
+    parts = json.loads(run("info", f"sam_{name}", "--json"))[0]["parts"]
+    assert parts["base"] == pytest.approx(millions * 1e6, abs=2e3)
+
+
 def test_a_checkpoint_file_shows_its_metadata(tmp_path):
     save_checkpoint(build_model(ModelConfig.tiny()), tmp_path / "mine.safetensors", {"licence": "CC0"})
     text = run("info", str(tmp_path / "mine.safetensors"))
