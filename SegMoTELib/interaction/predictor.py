@@ -163,11 +163,12 @@ class Predictor:
     def _decode(self, embedding: ImageEmbedding, return_logits: bool,
                 **prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self._prompts = prompts
-        with torch.no_grad():
+        with torch.inference_mode():
             self.last = self.model.decode(embedding, **prompts)
             low = self.last.logits[0].float()
-            full = self._transform.inverse_masks(low)
-        masks = full if return_logits else full > 0
+            # One mask at a time: three full-size float maps at once would not stay in cache.
+            full = (self._transform.inverse_masks(mask[None]) for mask in low)
+            masks = torch.cat([mask if return_logits else mask > 0 for mask in full])
         return masks.cpu().numpy(), self.last.iou[0].float().cpu().numpy(), low.cpu().numpy()
 
     def _fall_back_to_cpu(self) -> None:

@@ -74,7 +74,7 @@ class SquareTransform:
         size = self.config.image_size
         down = _axis_matrix(logits.shape[1], size, self.resized[0], self.height).to(logits.device)
         across = _axis_matrix(logits.shape[2], size, self.resized[1], self.width).to(logits.device)
-        return down @ logits @ across.t()
+        return down @ (logits @ across.t())
 
 
 @lru_cache(maxsize=16)

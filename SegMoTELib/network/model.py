@@ -125,7 +125,8 @@ class SegMoTE(nn.Module):
         matrix = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
         key = (id(matrix), matrix._version, self.dtype, matrix.device, self.prompt_encoder.image_embedding_size)
         if self._kept_pe is None or self._kept_pe[0] != key:
-            pe = self.prompt_encoder.get_dense_pe().to(self.dtype).flatten(2).transpose(1, 2).contiguous()
+            with torch.inference_mode(False), torch.no_grad():  # kept for training, too
+                pe = self.prompt_encoder.get_dense_pe().to(self.dtype).flatten(2).transpose(1, 2).contiguous()
             self._kept_pe = (key, pe)
         return self._kept_pe[1]
 

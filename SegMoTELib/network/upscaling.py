@@ -39,8 +39,8 @@ def to_map(x: Tensor, size: int) -> Tensor:
 
 def product_masks(upscaled: Tensor, hyper: Tensor, size: int) -> Tensor:
     """Masks as dot products: (1|N, L, 2, 2, 2, 2, C) features with (N, K, C) -> (N, K, 4 size, 4 size)."""
-    x = upscaled.flatten(1, 5) @ hyper.transpose(1, 2)  # (N, 16 L, K)
-    x = x.unflatten(1, (size, size, 2, 2, 2, 2)).permute(0, 7, 1, 3, 5, 2, 4, 6)
+    x = hyper @ upscaled.flatten(1, 5).transpose(1, 2)  # (N, K, 16 L)
+    x = x.unflatten(2, (size, size, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
     return x.reshape(x.shape[0], -1, 4 * size, 4 * size)
 
 
