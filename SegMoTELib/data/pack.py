@@ -185,5 +185,6 @@ def _load_map(path: Path) -> np.ndarray:
     with _open(path) as image:
         values = _decode(image, path)
     if values.ndim != 2 or values.dtype.kind not in "uib":
-        raise DataError(f"{path}: expected one channel of integer labels, found {values.dtype} of shape {values.shape}.")
+        raise DataError(f"{path}: expected one channel of integer labels, found {values.dtype} of shape "
+                        f"{values.shape}.")
     return values
