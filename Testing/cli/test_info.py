@@ -47,5 +47,5 @@ def test_a_checkpoint_file_shows_its_metadata(tmp_path):
 
 def test_help_and_version_need_no_torch_and_list_the_commands():
     text = run("--help")
-    assert all(name in text for name in ("info", "train", "evaluate", "bench"))
+    assert all(name in text for name in ("info", "curate", "train", "evaluate", "bench"))
     assert "0.1.0" in run("--version")

@@ -1,0 +1,154 @@
+"""What every reader yields: labelled 2D images with their origin, and files that could not be used, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from SegMoTELib.errors import DataError
+
+MODALITY_NAMES = {"ct": "CT", "mr": "MR", "mri": "MR", "pt": "PET", "pet": "PET", "us": "ultrasound",
+                  "ultrasound": "ultrasound"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled image, as read from a source.
+
+    Attributes:
+        identifier: name without suffix, safe as a file name.
+        image: uint8, (H, W) grey or (H, W, 3) RGB.
+        label: uint8 index map (H, W), 0 = background.
+        group: what must not be split: a patient, a volume, or the image itself where the source does not tell.
+        source_file: the file or folder it came from, for the report.
+        split: "train", "val" or "test" where the source fixes it, else None.
+        spacing_mm: (row, column) pixel spacing, or None where the source does not tell.
+        instances: int32 (H, W) map of single objects, or None.
+    """
+
+    identifier: str
+    image: np.ndarray
+    label: np.ndarray
+    group: str
+    source_file: Path
+    split: str | None = None
+    spacing_mm: tuple[float, float] | None = None
+    instances: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that was skipped, and why in one sentence."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One image-label pair (or volume) of a source, not read yet.
+
+    Attributes:
+        path: the file to name when it cannot be read.
+        read: yields the items in it, and the files in it that cannot be used; may raise anything.
+    """
+
+    path: Path
+    read: Callable[[], Iterable[Item | BadFile]]
+
+    def items(self) -> Iterator[Item | BadFile]:
+        """Yield what ``read`` yields; an exception becomes a ``BadFile``."""
+        try:
+            yield from self.read()
+        except Exception as error:  # five libraries read these files, each with exceptions of its own
+            reason = str(error).strip() if isinstance(error, DataError) else f"{type(error).__name__}: {error}".strip()
+            yield BadFile(self.path, " ".join(reason.split())[:500])
+
+
+@dataclass(frozen=True)
+class SourceSet:
+    """One data set of a source, which becomes one folder in the pack's layout.
+
+    Attributes:
+        code: folder name.
+        modality: as it will be written in ``dataset.json``.
+        labels: index -> name, background left out; empty when only reading the files tells.
+        info: description carried along (name, source, licence, caveat, ...).
+        references: what to read.
+        bad_files: files found unusable while listing.
+        group_space: sets of the same space share their groups (the channels of one study).
+    """
+
+    code: str
+    modality: str
+    labels: dict[int, str]
+    info: dict
+    references: list[Reference]
+    bad_files: list[BadFile] = field(default_factory=list)
+    group_space: str = ""
+
+
+def safe_name(text: str) -> str:
+    """Return a text as a portable file name: letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._") or "unnamed"
+
+
+def modality_name(text: object) -> str:
+    """Return a modality as the pack writes it ("CT", "MR", "ultrasound", ...)."""
+    name = str(text).strip()
+    return MODALITY_NAMES.get(name.lower(), name) or "unknown"
+
+
+def group_from_name(name: str) -> str:
+    """Return the volume or patient part of a slice's name, or the name itself where none shows.
+
+    ``ABD_001_100`` is slice 100 of ``ABD_001``; ``ISIC_0012092`` has one number only, so it stands for itself.
+    """
+    match = re.fullmatch(r"(.*\d.*?)[_-][a-z]?\d+", name)
+    return match.group(1) if match else name
+
+
+def index_map(values: np.ndarray, path: Path, labels: dict[int, str]) -> np.ndarray:
+    """Return a label array as uint8, checked.
+
+    Args:
+        values: integers, or floats that are whole numbers.
+        path: named in errors.
+        labels: the values allowed beside 0; empty = any.
+
+    Raises:
+        DataError: non-integer, negative or too large values, or values without a name.
+    """
+    found = np.unique(values)
+    if values.dtype.kind not in "uib" and not (np.isfinite(found).all() and (found == np.round(found)).all()):
+        example = found[found != np.round(found)][0] if np.isfinite(found).all() else "NaN"
+        raise DataError(f"{path}: labels must be integers, found values such as {example}.")
+    if found[0] < 0 or found[-1] > 255:
+        raise DataError(f"{path}: label values {found[0]:g} to {found[-1]:g}; the layout holds 0 to 255.")
+    unknown = sorted({int(value) for value in found} - {0} - set(labels)) if labels else []
+    if unknown:
+        raise DataError(f"{path}: label values {unknown} have no name in the data set's description.")
+    return values.astype(np.uint8)
+
+
+def layered_index_maps(masks: dict[int, np.ndarray]) -> list[np.ndarray]:
+    """Put binary masks, which may overlap, into as few index maps as a greedy pass needs; no pixel is lost.
+
+    Args:
+        masks: label index -> bool array, all of one shape.
+
+    Returns:
+        uint8 index maps of that shape; one unless masks overlap.
+    """
+    layers: list[np.ndarray] = []
+    for index, mask in sorted(masks.items()):
+        free = next((layer for layer in layers if not layer[mask].any()), None)
+        if free is None:
+            free = np.zeros(mask.shape, np.uint8)
+            layers.append(free)
+        free[mask] = index
+    return layers

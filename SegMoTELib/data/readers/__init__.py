@@ -1,0 +1,1 @@
+"""One reader a source layout; each lists what there is and leaves the reading of pixels to its references."""

@@ -1,0 +1,93 @@
+"""What the readers share: descriptions, and one image-label pair to items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from SegMoTELib.data.grey_levels import as_grey_or_rgb
+from SegMoTELib.data.items import Item, Reference, index_map
+from SegMoTELib.data.volumes import Raster, check_same_grid, labelled_slices, read_raster
+from SegMoTELib.errors import DataError
+
+DESCRIPTION = "dataset.json"
+CARRIED = ("name", "source", "licence", "licence_verified", "licence_note", "caveat", "note_split", "reference",
+           "description", "release")
+
+
+def read_description(folder: Path) -> dict:
+    """Return the parsed ``dataset.json`` of a folder, or an empty dict where there is none.
+
+    Raises:
+        DataError: not a JSON object.
+    """
+    path = folder / DESCRIPTION
+    if not path.exists():
+        return {}
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}).") from error
+    if not isinstance(description, dict):
+        raise DataError(f"{path}: expected a JSON object.")
+    return description
+
+
+def carried_info(description: dict, folder: Path) -> dict:
+    """Return the parts of a description that go along with the data; "license" and "licence" are one word here."""
+    info = {key: description[key] for key in CARRIED if description.get(key) not in (None, "")}
+    licence = description.get("licence") or description.get("license")
+    return {"name": folder.name, "source": folder.name} | info | {"licence": str(licence or "not stated")}
+
+
+def indexed_labels(description: dict, path: Path) -> dict[int, str]:
+    """Return index -> name of a description whose labels read ``{"1": "liver"}`` or ``{"liver": 1}``.
+
+    nnU-Net regions (``{"whole tumour": [1, 2]}``) name each index after the smallest region that holds it.
+
+    Raises:
+        DataError: labels of another form.
+    """
+    labels: dict[int, str] = {}
+    sizes: dict[int, int] = {}
+    try:
+        for key, value in (description.get("labels") or {}).items():
+            if isinstance(value, str):
+                labels[int(key)] = value
+                continue
+            members = value if isinstance(value, list) else [value]
+            for index in map(int, members):
+                if len(members) < sizes.get(index, len(members) + 1):
+                    labels[index], sizes[index] = str(key), len(members)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: labels must map indices to names or names to indices ({error}).") from error
+    return {index: name for index, name in sorted(labels.items()) if index != 0}
+
+
+def pair_reference(image_paths: list[Path], label_path: Path, identifier: str, modality: str, labels: dict[int, str],
+                   *, group: str, split: str | None, ct_window: tuple[float, float]) -> Reference:
+    """Return the reference of one image (one file, or three files for R, G and B) with its label file."""
+    read = partial(_read_pair, image_paths, label_path, identifier, modality, labels, group, split, ct_window)
+    return Reference(label_path, read)
+
+
+def _read_pair(image_paths: list[Path], label_path: Path, identifier: str, modality: str, labels: dict[int, str],
+               group: str, split: str | None, ct_window: tuple[float, float]) -> Iterator[Item]:
+    rasters = [read_raster(path) for path in image_paths]
+    image = rasters[0]
+    if len(rasters) > 1:
+        image = Raster(np.stack([raster.array for raster in rasters], axis=-1), image.dimension, image.spacing_mm,
+                       image.image)
+    label = read_raster(label_path)
+    check_same_grid(image, label, label_path)
+    array = label.array
+    if array.ndim > label.dimension:  # a label saved as a grey RGB picture
+        array = as_grey_or_rgb(array)
+    if array.ndim > label.dimension:
+        raise DataError(f"{label_path}: expected one channel of labels, found {array.shape[-1]}.")
+    yield from labelled_slices(identifier, image, [index_map(array, label_path, labels)], modality, image_paths[0],
+                               group=group, split=split, ct_window=ct_window)

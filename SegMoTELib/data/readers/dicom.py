@@ -1,0 +1,161 @@
+"""DICOM series with DICOM SEG objects, in any folder structure.
+
+Patient identifiers never reach the output: patients are numbered in the order of their sorted identifiers. A frame that
+cannot be read is reported by name; the others of its series are kept. FRACTIONAL segments are cut at 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.errors import InvalidDicomError
+
+from SegMoTELib.data.grey_levels import as_grey_or_rgb, to_8_bit
+from SegMoTELib.data.items import BadFile, Item, Reference, SourceSet, layered_index_maps, modality_name, safe_name
+from SegMoTELib.data.readers.common import DESCRIPTION, carried_info, indexed_labels, read_description
+from SegMoTELib.errors import DataError
+
+HEADER_TAGS = ["SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "PixelSpacing", "ImagerPixelSpacing",
+               "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"]
+
+
+@dataclass
+class Series:
+    """The image files of one series: (position along the normal, SOP instance UID, path), and where it comes from."""
+
+    modality: str
+    patient: str
+    spacing_mm: tuple[float, float] | None
+    files: list[tuple[float, str, Path]] = field(default_factory=list)
+
+
+def has_dicom(folder: Path) -> bool:
+    """Tell whether a folder holds at least one DICOM file."""
+    return any(path.is_file() and (path.suffix.lower() == ".dcm" or pydicom.misc.is_dicom(path))
+               for path in sorted(folder.rglob("*")))
+
+
+def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
+    """List the segmentations below a folder; one data set a modality.
+
+    Raises:
+        DataError: a ``dataset.json`` that cannot be read.
+    """
+    series, segmentations, bad_files = _scan(folder)
+    by_instance = {uid: one for one in series.values() for _, uid, _ in one.files}
+    patients = sorted({one.patient for one in series.values()})
+    description = read_description(folder)
+    labels = indexed_labels(description, folder / DESCRIPTION)
+    found: dict[str, list[tuple[Path, Series]]] = {}
+    for path in segmentations:
+        try:
+            segmentation = hd.seg.segread(path)
+            names = {_segment_name(segmentation, number) for number in segmentation.segment_numbers}
+            sources = [uid for *_, uid in segmentation.get_source_image_uids()]
+        except Exception as error:  # pydicom and highdicom raise many kinds on a damaged object
+            bad_files.append(BadFile(path, f"not a readable DICOM SEG ({error})."))
+            continue
+        owner = next((by_instance[uid] for uid in sources if uid in by_instance), None)
+        if owner is None:
+            bad_files.append(BadFile(path, "the images it segments are not in this folder."))
+            continue
+        for name in sorted(names - set(labels.values())):
+            labels[max(labels, default=0) + 1] = name
+        found.setdefault(owner.modality, []).append((path, owner))
+    resolved = folder.resolve()
+    sets = []
+    for modality, pairs in sorted(found.items()):
+        references = [
+            Reference(path, partial(_read, path, owner, f"p{patients.index(owner.patient) + 1:03d}_seg{number:03d}",
+                                    f"patient {patients.index(owner.patient) + 1:03d}", labels, ct_window))
+            for number, (path, owner) in enumerate(pairs, start=1)]
+        code = safe_name(resolved.name if len(found) == 1 else f"{resolved.name}_{modality}")
+        sets.append(SourceSet(code=code, modality=modality_name(modality), labels=labels, references=references,
+                              info=carried_info(description, resolved), bad_files=[] if sets else bad_files,
+                              group_space=resolved.name))
+    if not sets:
+        sets.append(SourceSet(safe_name(resolved.name), "unknown", labels, carried_info(description, resolved), [],
+                              bad_files))
+    return sets
+
+
+def _scan(folder: Path) -> tuple[dict[str, Series], list[Path], list[BadFile]]:
+    """Sort files into image series, segmentations and unreadable ones; what is not DICOM is left alone."""
+    series: dict[str, Series] = {}
+    segmentations: list[Path] = []
+    bad_files: list[BadFile] = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
+            modality, uid = str(header.Modality), str(header.SOPInstanceUID)
+        except (InvalidDicomError, AttributeError, EOFError, OSError, ValueError) as error:
+            if path.suffix.lower() == ".dcm":
+                bad_files.append(BadFile(path, f"not a readable DICOM file ({error})."))
+            continue
+        if modality == "SEG":
+            segmentations.append(path)
+            continue
+        spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+        one = series.setdefault(str(header.get("SeriesInstanceUID", uid)), Series(
+            modality, str(header.get("PatientID", "")), tuple(map(float, spacing)) if spacing else None))
+        one.files.append((_position(header), uid, path))
+    for one in series.values():
+        one.files.sort(key=lambda entry: entry[:2])
+    return series, segmentations, bad_files
+
+
+def _position(header: pydicom.Dataset) -> float:
+    """Return the place along the slice normal, or the instance number where there is no geometry."""
+    origin, axes = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
+    if origin and axes:
+        normal = np.cross(np.array(axes[:3], float), np.array(axes[3:], float))
+        return float(normal @ np.array(origin, float))
+    return float(header.get("InstanceNumber") or 0)
+
+
+def _read(path: Path, series: Series, identifier: str, group: str, labels: dict[int, str],
+          ct_window: tuple[float, float]) -> Iterator[Item | BadFile]:
+    frames: list[np.ndarray] = []
+    instances: list[tuple[str, Path]] = []
+    for _, uid, file in series.files:
+        try:
+            frames.append(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0])
+            instances.append((uid, file))
+        except RuntimeError as error:
+            yield BadFile(file, f"not a readable DICOM image ({str(error).splitlines()[-1].strip()}).")
+    if len({frame.shape for frame in frames}) != 1:
+        raise DataError(f"{path}: the images of its series are missing or differ in size.")
+    pixels = to_8_bit(np.stack(frames), modality_name(series.modality), ct_window)
+    masks, indices = _read_masks(path, [uid for uid, _ in instances], labels)
+    if masks.shape[1:3] != pixels.shape[1:3]:
+        raise DataError(f"{path}: {masks.shape[1]}x{masks.shape[2]} pixels, but its images have "
+                        f"{pixels.shape[1]}x{pixels.shape[2]}.")
+    for number in np.flatnonzero(masks.any(axis=(1, 2, 3))):
+        here: dict[int, np.ndarray] = {}
+        for index, mask in zip(indices, np.moveaxis(masks[number], -1, 0), strict=True):
+            if mask.any():
+                here[index] = here.get(index, False) | mask
+        for layer, label in enumerate(layered_index_maps(here), start=1):
+            name = f"{identifier}_z{number:03d}" + (f"_layer{layer}" if layer > 1 else "")
+            yield Item(name, as_grey_or_rgb(pixels[number]), label, group, instances[number][1],
+                       spacing_mm=series.spacing_mm)
+
+
+def _read_masks(path: Path, uids: list[str], labels: dict[int, str]) -> tuple[np.ndarray, list[int]]:
+    """Return bool masks (images, H, W, segments), and the label index of each segment."""
+    segmentation = hd.seg.segread(path)
+    values = segmentation.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True,
+                                                        ignore_spatial_locations=True)
+    by_name = {name: index for index, name in labels.items()}
+    return values >= 0.5, [by_name[_segment_name(segmentation, number)] for number in segmentation.segment_numbers]
+
+
+def _segment_name(segmentation: hd.seg.Segmentation, number: int) -> str:
+    return str(segmentation.get_segment_description(number).segment_label)

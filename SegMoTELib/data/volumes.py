@@ -1,0 +1,166 @@
+"""Image files and volumes with their geometry, cut into labelled slices."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from PIL import Image
+
+from SegMoTELib.data.grey_levels import CT_WINDOW, as_grey_or_rgb, to_8_bit
+from SegMoTELib.data.items import Item
+from SegMoTELib.errors import DataError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+GEOMETRY_TOLERANCE = 1e-2  # mm for origins and spacings, cosine for directions
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Pixels with their geometry.
+
+    Attributes:
+        array: (Y, X) or (Z, Y, X), colour channels last where there are any.
+        dimension: 2 or 3 spatial dimensions.
+        spacing_mm: one a spatial axis in the array's order, or None for a plain picture.
+        image: the SimpleITK image behind it, or None for a plain picture.
+    """
+
+    array: np.ndarray
+    dimension: int
+    spacing_mm: tuple[float, ...] | None
+    image: sitk.Image | None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Number of pixels along each spatial axis."""
+        return self.array.shape[:self.dimension]
+
+
+def is_image_file(path: Path) -> bool:
+    """Tell by its name whether a file is a picture or a volume that can be read here."""
+    return path.name.lower().endswith(PICTURE_SUFFIXES + VOLUME_SUFFIXES)
+
+
+def stem(path: Path) -> str:
+    """Return a file's name without its image suffix (``.nii.gz`` is one suffix)."""
+    name = path.name
+    for suffix in (".seg.nrrd", *VOLUME_SUFFIXES, *PICTURE_SUFFIXES):
+        if name.lower().endswith(suffix):
+            return name[:-len(suffix)]
+    return path.stem
+
+
+def read_raster(path: Path) -> Raster:
+    """Read a picture or a volume; volumes are brought to LPS axis order without resampling.
+
+    Raises:
+        DataError: missing, unreadable, or neither 2D nor 3D.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: file not found.")
+    try:
+        if path.name.lower().endswith(PICTURE_SUFFIXES):
+            with Image.open(path) as picture:
+                if getattr(picture, "n_frames", 1) > 1:
+                    raise DataError(f"{path}: {picture.n_frames} pages; convert a stack to NIfTI or NRRD.")
+                return Raster(np.asarray(picture), 2, None, None)
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            _check_nifti_is_whole(path)
+        image = sitk.ReadImage(str(path))
+    except (OSError, EOFError, zlib.error, SyntaxError, RuntimeError) as error:
+        raise DataError(f"{path}: not a readable image ({_last_line(error)}).") from error
+    return raster_of(image, path)
+
+
+def raster_of(image: sitk.Image, path: Path) -> Raster:
+    """Wrap a SimpleITK image; ``path`` is named in errors.
+
+    Raises:
+        DataError: neither 2D nor 3D.
+    """
+    dimension = image.GetDimension()
+    if dimension not in (2, 3):
+        raise DataError(f"{path}: {dimension} dimensions, expected 2 or 3.")
+    if dimension == 3:
+        image = sitk.DICOMOrient(image, "LPS")
+    return Raster(sitk.GetArrayFromImage(image), dimension, tuple(reversed(image.GetSpacing())), image)
+
+
+def check_same_grid(image: Raster, label: Raster, label_path: Path) -> None:
+    """Make sure a label lies on its image's pixels.
+
+    Raises:
+        DataError: another size, spacing, origin or direction.
+    """
+    if image.size != label.size:
+        raise DataError(f"{label_path}: {'x'.join(map(str, label.size))} pixels, but its image has "
+                        f"{'x'.join(map(str, image.size))}.")
+    if image.image is None or label.image is None:
+        return
+    for what, get in (("spacing", sitk.Image.GetSpacing), ("origin", sitk.Image.GetOrigin),
+                      ("direction", sitk.Image.GetDirection)):
+        here, there = get(label.image), get(image.image)
+        if not np.allclose(here, there, atol=GEOMETRY_TOLERANCE):
+            raise DataError(f"{label_path}: its {what} {np.round(here, 4).tolist()} differs from the image's "
+                            f"{np.round(there, 4).tolist()}.")
+
+
+def labelled_slices(identifier: str, image: Raster, labels: list[np.ndarray], modality: str, source_file: Path, *,
+                    group: str, split: str | None = None,
+                    ct_window: tuple[float, float] = CT_WINDOW) -> Iterator[Item]:
+    """Cut a volume along its axis of largest spacing, or take a 2D image as it is.
+
+    Slices without a label are left out; a 2D image always comes back, so that an empty label can be reported.
+
+    Args:
+        identifier: name of the image; slices get ``_z012`` (or y, x) appended.
+        image: the pixels.
+        labels: uint8 index maps of the image's size; overlapping labels need several.
+        modality: decides the mapping to 8 bit.
+        source_file: named in the report.
+        group: of all slices.
+        split: of all slices where the source fixes it.
+        ct_window: (centre, width) in HU.
+    """
+    pixels = to_8_bit(image.array, modality, ct_window)
+    for number, label in enumerate(labels, start=1):
+        layer = f"_layer{number}" if number > 1 else ""
+        if image.dimension == 2:
+            yield Item(identifier + layer, as_grey_or_rgb(pixels), label, group, source_file, split, image.spacing_mm)
+            continue
+        axis = int(np.argmax(image.spacing_mm))
+        spacing = tuple(value for other, value in enumerate(image.spacing_mm) if other != axis)
+        for index in np.flatnonzero(label.any(axis=tuple({0, 1, 2} - {axis}))):
+            place = f"_{'zyx'[axis]}{index:03d}" if label.shape[axis] > 1 else ""
+            yield Item(identifier + place + layer, as_grey_or_rgb(pixels.take(index, axis)), label.take(index, axis),
+                       group, source_file, split, spacing)
+
+
+def _check_nifti_is_whole(path: Path) -> None:
+    """ITK fills what is missing from a truncated NIfTI file with zeros and says nothing, so the bytes are counted."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    dimensions = int(reader.GetMetaData("dim[0]"))
+    voxels = math.prod(max(1, int(reader.GetMetaData(f"dim[{axis}]"))) for axis in range(1, dimensions + 1))
+    expected = float(reader.GetMetaData("vox_offset")) + voxels * int(reader.GetMetaData("bitpix")) / 8
+    found = path.stat().st_size
+    if path.name.lower().endswith(".gz"):
+        with gzip.open(path) as stream:
+            found = sum(len(block) for block in iter(lambda: stream.read(1 << 20), b""))
+    if found < expected:
+        raise DataError(f"{path}: not a readable image (truncated: {found} of {expected:.0f} bytes).")
+
+
+def _last_line(error: Exception) -> str:
+    """SimpleITK puts the sentence that matters last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
