@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from SegMoTELib.interaction.devices import choose_device, choose_precision, describe
 from SegMoTELib.interaction.expert_view import ExpertView
+from SegMoTELib.interaction.focus import View, ViewTransform, find_view, mask_extent
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import AutoTarget, ImageEmbedding, MaskPrediction, SegMoTE
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class EncodedImage:
+    """An image ready for prompts, made by ``Predictor.encode_image``; keep it to come back to the image later.
+
+    Attributes:
+        pixels: (H, W, 3) uint8. transform: its geometry in the network's input. embedding: of the whole image.
+        view, view_embedding: the part that was looked at last because the object is small.
+    """
+
+    pixels: np.ndarray
+    transform: SquareTransform
+    embedding: ImageEmbedding
+    view: ViewTransform | None = None
+    view_embedding: ImageEmbedding | None = field(default=None, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        view = self.view_embedding.nbytes if self.view_embedding is not None else 0
+        return self.pixels.nbytes + self.embedding.nbytes + view
 
 
 class Predictor:
@@ -24,6 +48,7 @@ class Predictor:
 
     Attributes:
         last: the latest :class:`MaskPrediction`, for the expert view.
+        focus: look again at small objects through a crop; by default where the network's input is small.
     """
 
     def __init__(self, model: SegMoTE, device: str | None = None, precision: str = "auto") -> None:
@@ -31,23 +56,24 @@ class Predictor:
         self.dtype = choose_precision(self.device, precision)
         self.model = _placed(model, self.device, self.dtype).eval()
         self.last: MaskPrediction | None = None
+        self.focus = model.compact
         self.reset_image()
 
     @property
     def is_image_set(self) -> bool:
         """True once ``set_image`` has been called."""
-        return self._embedding is not None
+        return self._encoded is not None
 
     @property
-    def embedding(self) -> ImageEmbedding:
-        """The current image's embedding.
+    def encoded(self) -> EncodedImage:
+        """The current image.
 
         Raises:
             RuntimeError: no image is set.
         """
-        if self._embedding is None:
+        if self._encoded is None:
             raise RuntimeError("no image is set: call set_image(image) before predicting")
-        return self._embedding
+        return self._encoded
 
     @property
     def auto_targets(self) -> tuple[AutoTarget, ...]:
@@ -60,12 +86,17 @@ class Predictor:
 
     def reset_image(self) -> None:
         """Forget the current image."""
-        self._embedding: ImageEmbedding | None = None
-        self._transform: SquareTransform | None = None
-        self._prompts: dict | None = None
+        self._encoded: EncodedImage | None = None
+        self._answered: tuple | None = None  # embedding, transform and prompts of the latest prediction
 
     def set_image(self, image: np.ndarray, intensity_range: tuple[float, float] | None = None) -> None:
-        """Encode an image.
+        """Encode an image and make it the current one; arguments and errors of ``encode_image``."""
+        pixels = to_rgb8(image, intensity_range)
+        self.reset_image()
+        self.set_encoded(self._encode(pixels))
+
+    def encode_image(self, image: np.ndarray, intensity_range: tuple[float, float] | None = None) -> EncodedImage:
+        """Encode an image without making it the current one; may be called from another thread.
 
         Args:
             image: (H, W) or (H, W, 3); uint8, or any other number type with ``intensity_range``.
@@ -74,17 +105,12 @@ class Predictor:
         Raises:
             ValueError: wrong shape, dtype or range.
         """
-        pixels = to_rgb8(image, intensity_range)
+        return self._encode(to_rgb8(image, intensity_range))
+
+    def set_encoded(self, encoded: EncodedImage) -> None:
+        """Make an encoded image the current one."""
         self.reset_image()
-        transform = SquareTransform(self.model.config, *pixels.shape[:2])
-        batch = transform.apply_image(pixels)
-        with torch.no_grad():
-            try:
-                embedding = self.model.encode(batch)
-            except torch.cuda.OutOfMemoryError:
-                self._fall_back_to_cpu()
-                embedding = self.model.encode(batch)
-        self._embedding, self._transform = embedding, transform
+        self._encoded = encoded
 
     def predict(self, point_coords: np.ndarray | None = None, point_labels: np.ndarray | None = None,
                 box: np.ndarray | None = None, mask_input: np.ndarray | None = None, multimask_output: bool = True,
@@ -105,26 +131,19 @@ class Predictor:
         Raises:
             RuntimeError: no image is set. ValueError: no prompt, or arrays of the wrong shape or with NaN.
         """
-        embedding = self.embedding
-        points = boxes = masks = None
-        if point_coords is not None:
-            coords = _checked("point_coords", point_coords, (None, 2))
-            labels = _checked("point_labels", point_labels if point_labels is not None else [], (len(coords),))
-            if len(coords):
-                points = (torch.from_numpy(self._transform.apply_points(coords))[None].float(),
-                          torch.from_numpy(labels.astype(np.int64))[None])
-        elif point_labels is not None:
-            raise ValueError("point_labels were given without point_coords")
-        if box is not None:
-            corners = np.asarray(box)
-            corners = _checked("box", corners[0] if corners.ndim == 2 and len(corners) == 1 else corners, (4,))
-            boxes = torch.from_numpy(self._transform.apply_boxes(corners))[None].float()
-        if mask_input is not None:
-            size = self.model.config.mask_size
-            masks = torch.from_numpy(_checked("mask_input", mask_input, (1, size, size)).astype(np.float32))[None]
-        adapters = self.model.adapters_trained if adapters is None else adapters
-        return self._decode(embedding, return_logits, points=points, boxes=boxes, masks=masks, adapters=adapters,
-                            multimask=multimask_output)
+        encoded = self.encoded
+        prompts = self._checked_prompts(point_coords, point_labels, box, mask_input)
+        settings = {"adapters": self.model.adapters_trained if adapters is None else adapters,
+                    "multimask": multimask_output}
+        view = self._view_of(encoded, prompts) if self.focus else None
+        if view is None:
+            found = self._decode(encoded.embedding, encoded.transform, prompts, settings)
+            extent = None if prompts.mask is not None or prompts.box is not None else _seen(found[0][0], prompts)
+            view = find_view(extent, *encoded.pixels.shape[:2]) if self.focus and extent is not None else None
+        if view is not None:
+            found = self._look_closer(encoded, view, prompts, settings)
+        masks, iou, low = found
+        return (masks if return_logits else masks > 0), iou, low
 
     def predict_auto(self, target: str | None = None, return_logits: bool = False,
                      ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -136,11 +155,13 @@ class Predictor:
         Raises:
             RuntimeError: no image is set. ValueError: the model does not offer the target.
         """
-        embedding = self.embedding
+        encoded = self.encoded
         if not self.auto_targets:
             raise ValueError("this model offers no auto targets")
         name = self.auto_targets[0].name if target is None else target
-        return self._decode(embedding, return_logits, auto=name, adapters=self.model.adapters_trained)
+        masks, iou, low = self._decode(encoded.embedding, encoded.transform, Prompts(),
+                                       {"auto": name, "adapters": self.model.adapters_trained})
+        return (masks if return_logits else masks > 0), iou, low
 
     def expert_view(self) -> ExpertView:
         """Which experts gave the latest mask, how sure the router was, and where the expert tokens looked.
@@ -148,11 +169,12 @@ class Predictor:
         Raises:
             RuntimeError: nothing was predicted on this image yet, or without adapters.
         """
-        if self._prompts is None or not self._prompts["adapters"]:
+        if self._answered is None or not self._answered[2]["adapters"]:
             raise RuntimeError("the expert view needs a prediction with adapters on the current image")
         with torch.no_grad():
-            prediction = self.model.decode(self.embedding, **self._prompts, attention=True)
-            attention = self._transform.inverse_masks(prediction.attention[0])
+            embedding, transform, prompts = self._answered
+            prediction = self.model.decode(embedding, **prompts, attention=True)
+            attention = transform.inverse_masks(prediction.attention[0], 0.0)
         return ExpertView(
             selected=int(prediction.selected[0]),
             token_probabilities=prediction.token_probabilities[0].float().cpu().numpy(),
@@ -160,15 +182,70 @@ class Predictor:
             gate_probabilities=tuple(layer[0].float().cpu().numpy() for layer in prediction.gate_probabilities),
             attention=attention.cpu().numpy())
 
-    def _decode(self, embedding: ImageEmbedding, return_logits: bool,
-                **prompts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        self._prompts = prompts
+    def _encode(self, pixels: np.ndarray) -> EncodedImage:
+        transform = SquareTransform(self.model.config, *pixels.shape[:2])
+        return EncodedImage(pixels, transform, self._embed(transform.apply_image(pixels)))
+
+    def _embed(self, batch: torch.Tensor) -> ImageEmbedding:
+        with torch.no_grad():
+            try:
+                return self.model.encode(batch)
+            except torch.cuda.OutOfMemoryError:
+                self._fall_back_to_cpu()
+                return self.model.encode(batch)
+
+    def _checked_prompts(self, coords, labels, box, mask) -> Prompts:
+        """Arrays of the right shape; see ``predict`` for the errors."""
+        prompts = Prompts()
+        if coords is not None:
+            coords = _checked("point_coords", coords, (None, 2))
+            labels = _checked("point_labels", labels if labels is not None else [], (len(coords),))
+            if len(coords):
+                prompts.coords, prompts.labels = coords, labels.astype(np.int64)
+        elif labels is not None:
+            raise ValueError("point_labels were given without point_coords")
+        if box is not None:
+            corners = np.asarray(box)
+            prompts.box = _checked("box", corners[0] if corners.ndim == 2 and len(corners) == 1 else corners, (4,))
+        if mask is not None:
+            size = self.model.config.mask_size
+            prompts.mask = torch.from_numpy(_checked("mask_input", mask, (1, size, size)).astype(np.float32))
+        return prompts
+
+    def _view_of(self, encoded: EncodedImage, prompts: Prompts) -> View | None:
+        """Where to look closer, as far as the prompts tell before the first decode."""
+        extent = None
+        if prompts.box is not None:
+            extent = np.concatenate([np.minimum(prompts.box[:2], prompts.box[2:]),
+                                     np.maximum(prompts.box[:2], prompts.box[2:])]).astype(float)
+        if prompts.mask is not None:
+            extent = _union(extent, mask_extent(encoded.transform.inverse_masks(prompts.mask)[0].numpy() > 0))
+        if extent is None:
+            return None
+        return find_view(_with_clicks(extent, prompts), *encoded.pixels.shape[:2])
+
+    def _look_closer(self, encoded: EncodedImage, view: View, prompts: Prompts, settings: dict) -> tuple:
+        """Decode on a crop; its embedding is kept for the next click."""
+        if encoded.view is None or encoded.view.view != view:
+            transform = ViewTransform(self.model.config, view, *encoded.pixels.shape[:2])
+            encoded.view_embedding = self._embed(transform.apply_image(encoded.pixels))
+            encoded.view = transform
+        inside = replace(prompts)
+        if prompts.mask is not None:
+            inside.mask = encoded.view.apply_logits(encoded.transform.inverse_masks(prompts.mask))
+        masks, iou, _ = self._decode(encoded.view_embedding, encoded.view, inside, settings)
+        return masks, iou, encoded.transform.apply_logits(torch.from_numpy(masks)).numpy()
+
+    def _decode(self, embedding: ImageEmbedding, transform: SquareTransform | ViewTransform, prompts: Prompts,
+                settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Logits on the image (C, H, W), IoU (C,) and low-resolution logits (C, h, w), float32."""
+        inputs = {**prompts.tensors(transform), **settings}
+        self._answered = (embedding, transform, inputs)
         with torch.inference_mode():
-            self.last = self.model.decode(embedding, **prompts)
+            self.last = self.model.decode(embedding, **inputs)
             low = self.last.logits[0].float()
             # One mask at a time: three full-size float maps at once would not stay in cache.
-            full = (self._transform.inverse_masks(mask[None]) for mask in low)
-            masks = torch.cat([mask if return_logits else mask > 0 for mask in full])
+            masks = torch.cat([transform.inverse_masks(mask[None]) for mask in low])
         return masks.cpu().numpy(), self.last.iou[0].float().cpu().numpy(), low.cpu().numpy()
 
     def _fall_back_to_cpu(self) -> None:
@@ -177,6 +254,46 @@ class Predictor:
         self.dtype = choose_precision(self.device)
         self.model = _placed(self.model, self.device, self.dtype)
         torch.cuda.empty_cache()
+
+
+@dataclass
+class Prompts:
+    """Prompts of one object in image pixels: (P, 2) x, y and (P,) labels, (4,) box, (1, h, w) low-resolution logits."""
+
+    coords: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    box: np.ndarray | None = None
+    mask: torch.Tensor | None = None
+
+    def tensors(self, transform: SquareTransform | ViewTransform) -> dict:
+        """What ``SegMoTE.decode`` takes, in the network's input."""
+        points = boxes = None
+        if self.coords is not None:
+            points = (torch.from_numpy(transform.apply_points(self.coords))[None].float(),
+                      torch.from_numpy(self.labels)[None])
+        if self.box is not None:
+            boxes = torch.from_numpy(transform.apply_boxes(self.box))[None].float()
+        return {"points": points, "boxes": boxes, "masks": None if self.mask is None else self.mask[None]}
+
+
+def _seen(logits: np.ndarray, prompts: Prompts) -> np.ndarray | None:
+    """Extent of a mask that was found from clicks, clicks included; None where nothing was found."""
+    extent = mask_extent(logits > 0)
+    return None if extent is None else _with_clicks(extent, prompts)
+
+
+def _with_clicks(extent: np.ndarray, prompts: Prompts) -> np.ndarray:
+    """Extent enlarged to hold the clicks."""
+    if prompts.coords is None:
+        return extent
+    return _union(extent, np.concatenate([prompts.coords.min(axis=0), prompts.coords.max(axis=0)]))
+
+
+def _union(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    """Smallest extent holding both."""
+    if one is None or other is None:
+        return one if other is None else other
+    return np.concatenate([np.minimum(one[:2], other[:2]), np.maximum(one[2:], other[2:])])
 
 
 def _placed(model: SegMoTE, device: torch.device, dtype: torch.dtype) -> SegMoTE:

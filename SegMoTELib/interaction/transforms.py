@@ -64,8 +64,15 @@ class SquareTransform:
         height, width = self.resized
         return np.asarray(points, np.float64) * (self.width / width, self.height / height)
 
-    def inverse_masks(self, logits: Tensor) -> Tensor:
-        """(C, h, w) low-resolution logits -> (C, H, W) logits on the image, float32.
+    def apply_logits(self, logits: Tensor) -> Tensor:
+        """(C, H, W) logits on the image -> (C, h, w) low-resolution logits, shrunk without aliasing; -16 = padding."""
+        size = self.config.mask_size
+        inside = tuple(max(1, round(side * size / self.config.image_size)) for side in self.resized)
+        shrunk = F.interpolate(logits[None].float(), size=inside, mode="bilinear", align_corners=False, antialias=True)
+        return F.pad(shrunk[0], (0, size - inside[1], 0, size - inside[0]), value=-16.0)
+
+    def inverse_masks(self, logits: Tensor, outside: float = 0.0) -> Tensor:
+        """(C, h, w) low-resolution logits -> (C, H, W) logits on the image, float32; there is no outside here.
 
         SAM's two bilinear steps (up to the square, crop, to the image) are linear and separable, so each axis is one
         small matrix and the whole is two matrix products; equal to ``Sam.postprocess_masks`` up to rounding.
@@ -77,7 +84,7 @@ class SquareTransform:
         return down @ (logits @ across.t())
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _axis_matrix(low: int, square: int, inside: int, full: int) -> Tensor:
     """(full, low) matrix of: low -> square, crop to ``inside``, -> full, all bilinear."""
     upscaled = F.interpolate(torch.eye(low)[None], size=square, mode="linear", align_corners=False)

@@ -32,6 +32,7 @@ class CompactDecoder(ExpertDecoder):
         self.prompt_stem = nn.Sequential(nn.Conv2d(PROMPT_CHANNELS, 32, 3, padding=1), nn.ReLU())
         self.prompt_down = nn.Conv2d(32, dim, 3, stride=2, padding=1)
         self.mixer = nn.Sequential(ResidualBlock(dim), ResidualBlock(dim))
+        self.context = _Context(dim)
         self.to_fine = nn.Conv2d(dim, FINE_WIDTH, 1)
         self.skip_fine = nn.Conv2d(stride4, FINE_WIDTH, 1)
         self.prompt_fine = nn.Conv2d(32, FINE_WIDTH, 1)
@@ -42,6 +43,7 @@ class CompactDecoder(ExpertDecoder):
         self.target_dense = nn.Embedding(max(1, len(config.auto_targets)), dim)
         nn.init.zeros_(self.target_dense.weight)
         initialise_convolutions(self)
+        self.context.start_as_identity()
 
     def _mask_width(self) -> int:
         return FINEST_WIDTH
@@ -62,7 +64,7 @@ class CompactDecoder(ExpertDecoder):
         mixed = embedding.features + self.prompt_down(drawn)
         if targets is not None:
             mixed = mixed + self.target_dense(targets)[:, :, None, None]
-        mixed = self.mixer(mixed)
+        mixed = self.context(self.mixer(mixed))
         keys = mixed.flatten(2).transpose(1, 2)
         image = ImageSide(keys, keys + image_pe)
         tokens, expert_slice = self._output_tokens(sparse, experts)
@@ -86,6 +88,25 @@ class CompactDecoder(ExpertDecoder):
         fine = self.refine(fine + self.skip_fine(embedding.early[0]) + self.prompt_fine(drawn))
         finest = F.interpolate(self.to_finest(fine), scale_factor=2, mode="bilinear", align_corners=False)
         return finest + self.skip_finest(embedding.early[1])
+
+
+class _Context(nn.Module):
+    """What a prompt means at a distance: residual blocks at strides 16 and 32, added back; keeps shape (N, C, h, w)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.wide, self.widest = ResidualBlock(dim), ResidualBlock(dim)
+        self.join = nn.Conv2d(dim, dim, 1)
+
+    def start_as_identity(self) -> None:
+        nn.init.zeros_(self.join.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x plus its context."""
+        wide = self.wide(F.avg_pool2d(x, 2))
+        widest = self.widest(F.avg_pool2d(wide, 2))
+        wide = wide + F.interpolate(widest, size=wide.shape[-2:], mode="bilinear", align_corners=False)
+        return x + F.interpolate(self.join(wide), size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _finish(width: int) -> nn.Sequential:

@@ -42,6 +42,8 @@ class TrainingConfig:
         masks_per_image: targets per encoded image.
         pseudo_share: how often a target is a region of the image itself instead of a label, where labels are few.
         box_share, auto_share: how often the first prompt is a box, or nothing (where the target allows auto).
+        dense_weight: base stage: weight of the encoder's dense class supervision; 0 = none.
+        emphasis: data set code -> factor on how often it is drawn (default 1): more for what is learned slowly.
         balance_weight: weight of the load-balance loss. accumulate: backward passes per optimiser step.
         image_share: fraction of every set's images used. seed: of weights, data and prompts.
         validate_every, checkpoint_every: in steps.
@@ -63,6 +65,8 @@ class TrainingConfig:
     pseudo_share: float = 0.0
     box_share: float = 0.45
     auto_share: float = 0.3
+    dense_weight: float = 0.0
+    emphasis: dict[str, float] = field(default_factory=dict)
     balance_weight: float = 0.01
     accumulate: int = 1
     image_share: float = 1.0

@@ -14,10 +14,14 @@ from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
 from SegMoTELib.data.pack import Pack, Sample
+from SegMoTELib.interaction.focus import mask_thickness
 from SegMoTELib.network import AutoTarget
 
 SET_WEIGHT = 0.3  # a set is drawn by its number of images to this power: 1 = images count the same, 0 = sets do
 MIN_TARGET_PIXELS = 12  # smaller targets, at training resolution, are not asked for
+THIN = 12.0  # pixels of the network's input: thinner structures are also seen closer, ...
+THICKNESS = (6.0, 20.0)  # ... magnified to a thickness drawn from here, ...
+FINEST = 4.0  # ... at most this many input pixels per image pixel
 PADDING_VALUE = (124, 116, 104)  # SAM pads with the pixel mean, zero after normalisation
 
 
@@ -27,12 +31,14 @@ class Item:
 
     Attributes:
         image: (S, S, 3) uint8. masks: (M, S, S) bool. targets: (M,) auto-target index, -1 where none fits.
+        label: (S, S) uint8 label values of the whole image.
         key: the image it came from; equal keys mean equal images only without augmentation.
     """
 
     image: np.ndarray
     masks: np.ndarray
     targets: np.ndarray
+    label: np.ndarray
     key: tuple[str, str] = ("", "")
 
 
@@ -43,12 +49,13 @@ class TrainingData:
         packs: data sets. split: "train" or "val". auto_targets: what PPT learns. size: S, side of the square items.
         masks_per_image: M. longest: images are kept with at most this longest side. mask_fraction: use only this
             fraction of every set's images (annotation-cost experiments), chosen by ``seed``.
+        emphasis: data set code -> factor on how often it is drawn.
         pseudo_share: how often one of the targets is a region of the image itself (ScribblePrompt, arXiv 2312.07381).
     """
 
     def __init__(self, packs: list[Pack], split: str, auto_targets: tuple[AutoTarget, ...], size: int,
-                 masks_per_image: int, longest: int = 384, mask_fraction: float = 1.0, seed: int = 0,
-                 pseudo_share: float = 0.0) -> None:
+                 masks_per_image: int, longest: int = 512, mask_fraction: float = 1.0, seed: int = 0,
+                 pseudo_share: float = 0.0, emphasis: dict[str, float] | None = None) -> None:
         self.pseudo_share = pseudo_share
         self.size, self.masks_per_image = size, masks_per_image
         self.targets = {source: index for index, target in enumerate(auto_targets) for source in target.sources}
@@ -63,7 +70,7 @@ class TrainingData:
             loaded = [entry for entry in loaded if entry[2].any()]
             if loaded:
                 self.sets.append(loaded)
-                weights.append(len(loaded) ** SET_WEIGHT)
+                weights.append(len(loaded) ** SET_WEIGHT * (emphasis or {}).get(pack.code, 1.0))
         self.weights = np.array(weights) / np.sum(weights) if weights else np.zeros(0)
 
     def __len__(self) -> int:
@@ -104,22 +111,28 @@ class TrainingData:
         if image.ndim == 2:
             image = np.repeat(image[:, :, None], 3, axis=2)
         return Item(np.ascontiguousarray(image), np.stack([mask for mask, _ in picks]),
-                    np.array([target for _, target in picks]), (sample.dataset, sample.identifier))
+                    np.array([target for _, target in picks]), label, (sample.dataset, sample.identifier))
 
     def _square_matrix(self, label, instances, rng, augment) -> np.ndarray:
         """The (2, 3) affine map into the square: fitted, or with random zoom, shift, rotation and flip.
 
-        Half of the augmented views are crops around one object: small objects are learned at a size at which they can
-        be seen, and prediction may zoom in on them.
+        Most augmented views are crops around one object: small objects are learned at a size at which they can be
+        seen, and prediction zooms in on them. Structures that fill the image, and thin or scattered ones, are also
+        seen in parts, at full detail.
         """
         height, width = label.shape
         scale = self.size / max(height, width)
         if not augment:
             return np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centres
         center, zoom = np.array([width, height]) / 2, scale * np.exp(rng.uniform(-0.3, 0.45))
-        if rng.random() < 0.5:
-            center, side = _some_object(label if instances is None else instances, rng)
-            zoom = np.clip(self.size * rng.uniform(0.2, 0.75) / side, scale * 0.75, 6 * scale)
+        if rng.random() < 0.6:
+            middle, side, thickness, pixel = _some_object(label if instances is None else instances, rng)
+            center, zoom = middle, np.clip(self.size * rng.uniform(0.25, 0.75) / side, scale * 0.75, 8 * scale)
+            if thickness * zoom < THIN and rng.random() < 0.6:
+                wanted = np.exp(rng.uniform(*np.log(THICKNESS))) / thickness
+                center, zoom = pixel, max(zoom, min(wanted, FINEST))
+            elif side * scale > 0.75 * self.size and rng.random() < 0.5:
+                center, zoom = rng.uniform(0.25, 0.75, 2) * [width, height], scale * rng.uniform(1.0, 3.0)
         angle = rng.normal(0, 0.25) + (rng.integers(4) * np.pi / 2 if rng.random() < 0.2 else 0)
         flip = -1 if rng.random() < 0.4 else 1
         linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -157,11 +170,14 @@ class TrainingData:
         return found
 
 
-def _some_object(label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Centre (x, y) and longest side of one labelled object."""
-    rows, columns = np.nonzero(label == rng.choice(np.unique(label[label > 0])))
+def _some_object(label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, float, np.ndarray]:
+    """One labelled object: centre (x, y), longest side and mean thickness in pixels, and one of its pixels (x, y)."""
+    mask = label == rng.choice(np.unique(label[label > 0]))
+    rows, columns = np.nonzero(mask)
     low, high = np.array([columns.min(), rows.min()]), np.array([columns.max(), rows.max()])
-    return (low + high) / 2, float((high - low).max() + 1)
+    pick = rng.integers(len(rows))
+    return ((low + high) / 2, float((high - low).max() + 1), mask_thickness(mask),
+            np.array([columns[pick], rows[pick]], float))
 
 
 def _image_region(image: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from SegMoTELib.network import ImageEmbedding, MaskPrediction, SegMoTE
 from SegMoTELib.training.config import TrainingConfig
 from SegMoTELib.training.dataset import Item
+from SegMoTELib.training.dense import DenseHead
 from SegMoTELib.training.embeddings import EmbeddingStore
 from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
-from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
+from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box, spoiled_mask
 
 EMBEDDING_BYTES = 6 << 30  # of memory for the adapt stage's embeddings
 
@@ -26,6 +27,7 @@ class Batch:
     Attributes:
         pixels: (B, 3, S, S) normalised. truth: (N, S, S) bool, N = B x M, image-major. targets: (N,) auto target or -1.
         seeds: (N,) of the prompt simulation, so that a prompt depends on its item alone. keys: (B,) of the images.
+        labels: (B, S, S) uint8.
     """
 
     pixels: Tensor
@@ -33,6 +35,7 @@ class Batch:
     targets: np.ndarray
     seeds: np.ndarray
     keys: list[tuple]
+    labels: Tensor
 
     @staticmethod
     def stack(items: list[Item], seeds: list[int], mean: tuple, std: tuple) -> Batch:
@@ -43,23 +46,24 @@ class Batch:
         return Batch(pixels.contiguous(), np.concatenate([item.masks for item in items]),
                      np.concatenate([item.targets for item in items]),
                      np.array([seed * 1000 + m for seed in seeds for m in range(masks_per_image)]),
-                     [item.key for item in items])
+                     [item.key for item in items], torch.from_numpy(np.stack([item.label for item in items])))
 
 
 class InteractiveStep(nn.Module):
     """Loss of a batch under simulated interaction; a module, so that DistributedDataParallel can wrap it."""
 
-    def __init__(self, model: SegMoTE, config: TrainingConfig) -> None:
+    def __init__(self, model: SegMoTE, config: TrainingConfig, dense: DenseHead | None = None) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.dense = model, config, dense
         self.adapters = config.stage == "adapt"
         self.embeddings = EmbeddingStore(EMBEDDING_BYTES)
 
-    def forward(self, batch: Batch, rounds: int, several: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rounds: int, start: str = "single") -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss over targets and rounds, and named means for the log.
 
         Args:
-            rounds: prompts per target. several: the first prompt holds several clicks.
+            rounds: prompts per target. start: "single", "several" (the first prompt holds several clicks) or
+                "correction" (it comes with a spoiled mask and a click in its error, as a later round would).
         """
         if self.adapters:  # the encoder is frozen and the images are not augmented
             embedding = self.embeddings.encode(self.model, batch.pixels, batch.keys)
@@ -75,11 +79,17 @@ class InteractiveStep(nn.Module):
             if len(rows) == 0:
                 continue
             loss, values = self._interact(mode, embedding[owner[rows]], batch.truth[rows], batch.targets[rows],
-                                          [rngs[i] for i in rows], rounds, several)
+                                          [rngs[i] for i in rows], rounds, start)
             losses.append(loss)
             for name, value in values.items():
                 log[f"{mode}/{name}"] = value.mean()
-        return torch.cat(losses).mean(), log
+        loss = torch.cat(losses).mean()
+        if self.dense is not None:
+            log["dense"] = self.dense(embedding, batch.labels.to(embedding.features.device),
+                                      [code for code, _ in batch.keys])
+            loss = loss + self.config.dense_weight * log["dense"]
+            log["dense"] = log["dense"].detach()
+        return loss, log
 
     def _mode(self, rng: np.random.Generator, target: int) -> str:
         if target >= 0 and rng.random() < self.config.auto_share:
@@ -87,7 +97,7 @@ class InteractiveStep(nn.Module):
         return "box" if rng.random() < self.config.box_share else "point"
 
     def _interact(self, mode: str, embedding: ImageEmbedding, truth: np.ndarray, targets: np.ndarray,
-                  rngs: list[np.random.Generator], rounds: int, several: bool,
+                  rngs: list[np.random.Generator], rounds: int, start: str,
                   ) -> tuple[Tensor, dict[str, Tensor]]:
         """All rounds of one kind of first prompt; returns (N,) losses and (N,) IoUs by round."""
         device = embedding.features.device
@@ -100,10 +110,16 @@ class InteractiveStep(nn.Module):
             points = (torch.from_numpy(clicks)[:, None], torch.ones(len(truth), 1, dtype=torch.int64))
         else:
             auto = torch.from_numpy(targets)
-        if several and mode != "auto":
+        if start == "several" and mode != "auto":
             extra = [extra_clicks(*pair) for pair in zip(truth, rngs, strict=True)]
             points = _append(points, torch.from_numpy(np.stack([coords for coords, _ in extra])),
                              torch.from_numpy(np.stack([labels for _, labels in extra])))
+        if start == "correction":
+            size = self.model.config.mask_size
+            inside = _fraction(truth, size, device)
+            spoiled = [spoiled_mask(*pair) for pair in zip((inside > 0.5).cpu().numpy(), rngs, strict=True)]
+            previous = torch.from_numpy(np.stack(spoiled)).to(device)[:, None]
+            points = _add_clicks(points, previous[:, 0], inside, self.model.config.image_size, rngs)
         total, values = 0.0, {}
         for index in range(rounds):
             prediction = self.model.decode(embedding, points=points, boxes=boxes, masks=previous, auto=auto,

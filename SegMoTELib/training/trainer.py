@@ -23,9 +23,11 @@ from SegMoTELib.network.checkpoints import attach_adapters
 from SegMoTELib.training.config import Phase, TrainingConfig
 from SegMoTELib.training.curves import draw_curves
 from SegMoTELib.training.dataset import TrainingData
+from SegMoTELib.training.dense import ClassList, DenseHead
 from SegMoTELib.training.step import Batch, InteractiveStep
 
 VALIDATION_ITEMS = 96
+FIRST_PROMPTS, FIRST_PROMPT_SHARES = ("single", "several", "correction"), (0.45, 0.25, 0.3)
 
 
 class Trainer:
@@ -45,8 +47,10 @@ class Trainer:
         self.model = _starting_model(config).to(self.device, memory_format=torch.channels_last)
         self._choose_parameters()
         self.average = {name: value.detach().clone() for name, value in self._learned().items()}
-        self.optimizer = torch.optim.AdamW(_decay_groups(self._learned(), config.weight_decay), lr=config.learning_rate,
-                                           betas=(0.9, 0.98))
+        self.dense = DenseHead(self.model.config, ClassList(self.packs)).to(self.device) \
+            if config.stage == "base" and config.dense_weight else None
+        self.optimizer = torch.optim.AdamW(_decay_groups(self._optimised(), config.weight_decay),
+                                           lr=config.learning_rate, betas=(0.9, 0.98), fused=self.device.type != "mps")
         self.step = 0
         self.data: dict[tuple[str, int], TrainingData] = {}
 
@@ -119,7 +123,8 @@ class Trainer:
         if self.rank != 0:
             return
         state = {"step": self.step, "config": repr(self.config), "model": self.model.state_dict(),
-                 "average": self.average, "optimizer": self.optimizer.state_dict()}
+                 "optimizer": self.optimizer.state_dict(),
+                 "dense": self.dense.state_dict() if self.dense else {}, "average": self.average}
         temporary = self.folder / "last.pt.part"
         with open(temporary, "wb") as file:
             torch.save(state, file)
@@ -143,6 +148,8 @@ class Trainer:
         if state["config"] != repr(self.config):
             raise CheckpointError(f"{path}: was made by another config; use another folder or delete it.")
         self.model.load_state_dict(state["model"])
+        if self.dense is not None:
+            self.dense.load_state_dict(state["dense"])
         self.average = {name: value.clone() for name, value in state["average"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -155,7 +162,7 @@ class Trainer:
         data = self._data("train", phase.size)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        several = phase.rounds == 1 and np.random.default_rng([self.config.seed, self.step]).random() < 0.4
+        start = self._first_prompt(phase)
         share = phase.batch // (self.world * self.config.accumulate)
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {}
@@ -165,19 +172,25 @@ class Trainer:
             items = [data.item(np.random.default_rng(seed), augment=self.config.stage == "base") for seed in seeds]
             torch.manual_seed(seeds[0])  # routing noise
             self._set_mode()
-            loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds, several)
+            loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds, start)
             (loss / self.config.accumulate).backward()
             log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
             log.update({name: float(value) for name, value in values.items()})
-        learned = list(self._learned().values())
-        log["gradient"] = float(nn.utils.clip_grad_norm_(learned, self.config.clip_norm))
+        optimised = self._optimised()
+        log["gradient"] = float(nn.utils.clip_grad_norm_(optimised.values(), self.config.clip_norm))
         if not math.isfinite(log["loss"]) or not math.isfinite(log["gradient"]):
             raise DataError(f"training diverged at step {self.step}: loss {log['loss']}; lower the learning rate.")
         self.optimizer.step()
         decay = min(self.config.average, (self.step + 1) / (self.step + 10))
-        for name, value in self._learned().items():
-            self.average[name].lerp_(value.detach(), 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), [value.detach() for value in self._learned().values()],
+                             1 - decay)
         return log
+
+    def _first_prompt(self, phase: Phase) -> str:
+        """How the interaction starts in this step: with a single round, later rounds are imitated."""
+        if phase.rounds > 1:
+            return "single"
+        return str(np.random.default_rng([self.config.seed, self.step]).choice(FIRST_PROMPTS, p=FIRST_PROMPT_SHARES))
 
     def _batch(self, items, seeds) -> Batch:
         batch = Batch.stack(items, seeds, self.model.config.pixel_mean, self.model.config.pixel_std)
@@ -186,7 +199,7 @@ class Trainer:
 
     def _wrapped(self) -> nn.Module:
         if not hasattr(self, "_step_module"):
-            module = InteractiveStep(self.model, self.config)
+            module = InteractiveStep(self.model, self.config, self.dense)
             if self.world > 1:
                 module = nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
             self._step_module = module
@@ -198,7 +211,8 @@ class Trainer:
             share = self.config.image_share if split == "train" else 1.0
             data = TrainingData(self.packs, split, self.model.config.auto_targets, size, self.config.masks_per_image,
                                 mask_fraction=share, seed=self.config.seed,
-                                pseudo_share=self.config.pseudo_share if split == "train" else 0.0)
+                                pseudo_share=self.config.pseudo_share if split == "train" else 0.0,
+                                emphasis=self.config.emphasis)
             if split == "train" and len(data) == 0:
                 raise DataError(f"no training images in {', '.join(self.config.data)}.")
             self.data = {k: v for k, v in self.data.items() if k[0] != split}
@@ -216,6 +230,10 @@ class Trainer:
 
     def _learned(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def _optimised(self) -> dict[str, nn.Parameter]:
+        dense = {} if self.dense is None else {f"dense.{name}": p for name, p in self.dense.named_parameters()}
+        return {**self._learned(), **dense}
 
     def _set_mode(self) -> None:
         self.model.train()

@@ -223,7 +223,7 @@ def test_auto_segments_by_name_and_lists_what_it_knows(any_predictor, image):
 def test_prediction_leaves_no_gradients_behind(predictor, image):
     predictor.set_image(image)
     predictor.predict(**CLICK)
-    assert not predictor.embedding.features.requires_grad
+    assert not predictor.encoded.embedding.features.requires_grad
     assert not predictor.last.logits.requires_grad
 
 

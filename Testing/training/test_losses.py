@@ -34,8 +34,17 @@ def test_the_dice_part_equals_the_library_for_hard_masks(masks):
         focal_free = mask_loss(hard[row:row + 1], truth[row:row + 1]).item()
         predicted = (logits[row] > 0).numpy().ravel()
         wrong = predicted != (truth[row].numpy().ravel() > 0.5)
-        focal = 20 * np.mean(wrong * np.where(predicted, 0.75, 0.25) * 40)
+        focal = 20 * np.mean(wrong * 0.5 * 40)
         assert focal_free - focal == pytest.approx(dice(predicted, truth[row].numpy().ravel() > 0.5), abs=0.01)
+
+
+def test_an_uncertain_border_is_drawn_in_the_middle():
+    """Where a pixel is inside half of the time, no side is preferred: the best logit is 0."""
+    logits = torch.zeros(2, 8, 8, requires_grad=True)
+    truth = torch.stack([torch.zeros(8, 8), torch.ones(8, 8)])
+    half = torch.cat([torch.zeros(2, 8, 4), torch.ones(2, 8, 4)], dim=2)
+    focal_pull = torch.autograd.grad(mask_loss(logits, truth * (1 - half) + half * 0.5).sum(), logits)[0]
+    assert focal_pull[0, 0, 0] == pytest.approx(-focal_pull[1, 0, 0].item(), rel=0.5)
 
 
 def test_iou_equals_the_library(masks):

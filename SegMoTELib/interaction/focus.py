@@ -1,0 +1,108 @@
+"""Focus: look again at a small object through a crop of the image, as RITM and FocalClick zoom in (arXiv 2102.06583).
+
+A network that sees 256 pixels loses an organ of 20 pixels in a slice of 512. Where the object is small, the part of the
+image around it is encoded by itself and the prompts are answered there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from SegMoTELib.interaction.transforms import SquareTransform
+from SegMoTELib.network import ModelConfig
+
+CONTEXT = 2.0  # side of the view, in sides of the object
+LARGEST = 0.7  # a view larger than this share of the image's longest side is not worth a second look
+SMALLEST = 32  # pixels of the image: the smallest view
+OUTSIDE = -16.0  # logits where a view does not look
+
+
+@dataclass(frozen=True)
+class View:
+    """A rectangle of the image, pixels: x0, y0 inclusive, x1, y1 exclusive."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    def holds(self, extent: np.ndarray) -> bool:
+        """Tell whether x0, y0, x1, y1 (inclusive pixels) lie inside."""
+        return self.x0 <= extent[0] and self.y0 <= extent[1] and extent[2] < self.x1 and extent[3] < self.y1
+
+    @property
+    def side(self) -> int:
+        """The longer side, pixels."""
+        return max(self.x1 - self.x0, self.y1 - self.y0)
+
+
+def find_view(extent: np.ndarray, height: int, width: int) -> View | None:
+    """The view for an object, moved inside the image; None where the object is large enough to see as it is.
+
+    Args:
+        extent: (4,) x0, y0, x1, y1 of its extreme pixels, as far as known; may reach outside the image.
+    """
+    low = np.clip(np.floor(extent[:2]), 0, (width - 1, height - 1))
+    high = np.clip(np.ceil(extent[2:]), low, (width - 1, height - 1))
+    side = int(max(SMALLEST, round(CONTEXT * float((high - low).max() + 1))))
+    if side > LARGEST * max(height, width):
+        return None
+    start = np.round((low + high + 1 - side) / 2).astype(int)
+    x0, y0 = (max(0, min(int(value), limit - side)) for value, limit in zip(start, (width, height), strict=True))
+    return View(x0, y0, min(x0 + side, width), min(y0 + side, height))
+
+
+def mask_extent(mask: np.ndarray) -> np.ndarray | None:
+    """(4,) x0, y0, x1, y1 of the extreme pixels of a (H, W) mask; None where it is empty."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]], float) if len(rows) else None
+
+
+def mask_thickness(mask: np.ndarray) -> float:
+    """Mean width of a (H, W) mask in pixels: twice its area over the length of its border; 0 where it is empty."""
+    padded = np.pad(mask, 1)
+    border = sum(np.count_nonzero(np.diff(padded, axis=axis)) for axis in (0, 1))
+    return 2 * float(np.count_nonzero(mask)) / border if border else 0.0
+
+
+class ViewTransform:
+    """Geometry of a view in a model's square input; the same methods as :class:`SquareTransform`, on the whole image.
+
+    Args:
+        config: of the model. view: what is seen. height, width: of the whole image, pixels.
+    """
+
+    def __init__(self, config: ModelConfig, view: View, height: int, width: int) -> None:
+        self.view, self.height, self.width = view, height, width
+        self._inside = SquareTransform(config, view.y1 - view.y0, view.x1 - view.x0)
+
+    def apply_image(self, image: np.ndarray) -> Tensor:
+        """(H, W, 3) uint8 -> (1, 3, S, S) float32, normalised."""
+        return self._inside.apply_image(np.ascontiguousarray(self._cut(image)))
+
+    def apply_points(self, points: np.ndarray) -> np.ndarray:
+        """(..., 2) x, y in image pixels -> the same in the square, float64; pixel centres stay centres."""
+        centers = np.asarray(points, np.float64) - (self.view.x0, self.view.y0) + 0.5
+        return self._inside.apply_points(centers) - 0.5
+
+    def apply_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """(..., 4) x0, y0, x1, y1 of extreme pixels of the image -> of extreme pixels of the square, float64."""
+        edges = np.asarray(boxes, np.float64) - (self.view.x0, self.view.y0) * 2 + (0, 0, 1, 1)
+        return self._inside.apply_boxes(edges) - (0, 0, 1, 1)
+
+    def apply_logits(self, logits: Tensor) -> Tensor:
+        """(C, H, W) logits on the image -> (C, h, w) low-resolution logits of the view."""
+        return self._inside.apply_logits(self._cut(logits.movedim(0, -1)).movedim(-1, 0))
+
+    def inverse_masks(self, logits: Tensor, outside: float = OUTSIDE) -> Tensor:
+        """(C, h, w) low-resolution logits -> (C, H, W) on the image, float32; ``outside`` where the view ends."""
+        inner = self._inside.inverse_masks(logits)
+        view = self.view
+        return F.pad(inner, (view.x0, self.width - view.x1, view.y0, self.height - view.y1), value=outside)
+
+    def _cut(self, image):
+        return image[self.view.y0:self.view.y1, self.view.x0:self.view.x1]
