@@ -1,7 +1,8 @@
 """Focus: look again at a small object through a crop of the image, as RITM and FocalClick zoom in (arXiv 2102.06583).
 
 A network that sees 256 pixels loses an organ of 20 pixels in a slice of 512. Where the object is small, the part of the
-image around it is encoded by itself and the prompts are answered there.
+image around it is encoded by itself and the prompts are answered there. Where it is thin or scattered, as vessels are,
+it is looked at in overlapping parts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from SegMoTELib.network import ModelConfig
 CONTEXT = 2.0  # side of the view, in sides of the object
 LARGEST = 0.7  # a view larger than this share of the image's longest side is not worth a second look
 SMALLEST = 32  # pixels of the image: the smallest view
+THIN = 12.0  # pixels of the network's input: a thinner structure is looked at in parts, ...
+THICKNESS = 14.0  # ... magnified to about this thickness, ...
+FINEST = 4.0  # ... at most this many input pixels per image pixel, ...
+MOST_PARTS = 6  # ... in at most this many parts along a side
 OUTSIDE = -16.0  # logits where a view does not look
 
 
@@ -33,6 +38,11 @@ class View:
     def holds(self, extent: np.ndarray) -> bool:
         """Tell whether x0, y0, x1, y1 (inclusive pixels) lie inside."""
         return self.x0 <= extent[0] and self.y0 <= extent[1] and extent[2] < self.x1 and extent[3] < self.y1
+
+    @property
+    def cut(self) -> tuple[slice, slice]:
+        """Index of the rectangle in a (H, W) array."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
 
     @property
     def side(self) -> int:
@@ -67,6 +77,40 @@ def mask_thickness(mask: np.ndarray) -> float:
     padded = np.pad(mask, 1)
     border = sum(np.count_nonzero(np.diff(padded, axis=axis)) for axis in (0, 1))
     return 2 * float(np.count_nonzero(mask)) / border if border else 0.0
+
+
+def find_parts(mask: np.ndarray, region: np.ndarray, scale: float, size: int) -> list[View]:
+    """Overlapping views that cover a thin structure; none where the mask is thick enough, or no part would be finer.
+
+    Args:
+        mask: (H, W) bool, what was found so far; where it is empty, parts of a third of the region are tried.
+        region: (4,) x0, y0, x1, y1 where the structure may be. scale: input pixels per image pixel when it was found.
+        size: S, side of the network's input.
+    """
+    height, width = mask.shape
+    low = np.clip(np.floor(region[:2]), 0, (width - 1, height - 1))
+    high = np.clip(np.ceil(region[2:]), low, (width - 1, height - 1))
+    extent = high - low + 1
+    thickness = mask_thickness(mask)
+    if thickness * scale >= THIN:
+        return []
+    wanted = size * thickness / THICKNESS if thickness else extent.max() / 3
+    side = int(max(wanted, size / FINEST, 1.25 * extent.max() / MOST_PARTS))
+    if side * scale > LARGEST * size:
+        return []
+    starts = []
+    for first, length, limit in zip(low, extent, (width, height), strict=True):
+        count = int(np.ceil(max(1.0, (1.2 * length - 0.2 * side) / side)))
+        corners = first + np.linspace(0, length - side, count) if count > 1 else [first + (length - side) / 2]
+        starts.append([max(0, min(round(corner), limit - side)) for corner in corners])
+    return [View(x, y, min(x + side, width), min(y + side, height)) for y in starts[1] for x in starts[0]]
+
+
+def part_weights(view: View) -> np.ndarray:
+    """(h, w) float32 weights that fade towards the border of a view, where less of the surroundings was seen."""
+    fade = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) / n
+            for n in (view.y1 - view.y0, view.x1 - view.x0)]
+    return np.minimum(fade[0][:, None], fade[1][None])
 
 
 class ViewTransform:
@@ -105,4 +149,4 @@ class ViewTransform:
         return F.pad(inner, (view.x0, self.width - view.x1, view.y0, self.height - view.y1), value=outside)
 
     def _cut(self, image):
-        return image[self.view.y0:self.view.y1, self.view.x0:self.view.x1]
+        return image[self.view.cut]

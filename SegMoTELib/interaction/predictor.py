@@ -10,11 +10,13 @@ import torch
 
 from SegMoTELib.interaction.devices import choose_device, choose_precision, describe
 from SegMoTELib.interaction.expert_view import ExpertView
-from SegMoTELib.interaction.focus import View, ViewTransform, find_view, mask_extent
+from SegMoTELib.interaction.focus import View, ViewTransform, find_parts, find_view, mask_extent, part_weights
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import AutoTarget, ImageEmbedding, MaskPrediction, SegMoTE
 
 log = logging.getLogger(__name__)
+
+VIEWS_KEPT = 64  # closer looks at one image whose embeddings are kept for the next click
 
 
 @dataclass
@@ -23,20 +25,18 @@ class EncodedImage:
 
     Attributes:
         pixels: (H, W, 3) uint8. transform: its geometry in the network's input. embedding: of the whole image.
-        view, view_embedding: the part that was looked at last because the object is small.
+        views: parts of the image that were looked at closer, with their geometry and embedding; the latest ones.
     """
 
     pixels: np.ndarray
     transform: SquareTransform
     embedding: ImageEmbedding
-    view: ViewTransform | None = None
-    view_embedding: ImageEmbedding | None = field(default=None, repr=False)
+    views: dict[View, tuple[ViewTransform, ImageEmbedding]] = field(default_factory=dict, repr=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        view = self.view_embedding.nbytes if self.view_embedding is not None else 0
-        return self.pixels.nbytes + self.embedding.nbytes + view
+        return self.pixels.nbytes + self.embedding.nbytes + sum(seen.nbytes for _, seen in self.views.values())
 
 
 class Predictor:
@@ -135,13 +135,7 @@ class Predictor:
         prompts = self._checked_prompts(point_coords, point_labels, box, mask_input)
         settings = {"adapters": self.model.adapters_trained if adapters is None else adapters,
                     "multimask": multimask_output}
-        view = self._view_of(encoded, prompts) if self.focus else None
-        if view is None:
-            found = self._decode(encoded.embedding, encoded.transform, prompts, settings)
-            extent = None if prompts.mask is not None or prompts.box is not None else _seen(found[0][0], prompts)
-            view = find_view(extent, *encoded.pixels.shape[:2]) if self.focus and extent is not None else None
-        if view is not None:
-            found = self._look_closer(encoded, view, prompts, settings)
+        found = self._answer(encoded, prompts, settings)
         masks, iou, low = found
         return (masks if return_logits else masks > 0), iou, low
 
@@ -224,17 +218,62 @@ class Predictor:
             return None
         return find_view(_with_clicks(extent, prompts), *encoded.pixels.shape[:2])
 
+    def _answer(self, encoded: EncodedImage, prompts: Prompts, settings: dict) -> tuple:
+        """Logits (C, H, W), IoU, low-resolution logits: seen whole, closer, or in parts, as the object asks."""
+        if not self.focus:
+            return self._decode(encoded.embedding, encoded.transform, prompts, settings)
+        view = self._view_of(encoded, prompts)
+        if view is None:
+            found = self._decode(encoded.embedding, encoded.transform, prompts, settings)
+            if prompts.box is None and prompts.mask is None:
+                extent = _seen(found[0][0], prompts)
+                view = find_view(extent, *encoded.pixels.shape[:2]) if extent is not None else None
+        if view is not None:
+            found = self._look_closer(encoded, view, prompts, settings)
+        return self._look_at_parts(encoded, view, prompts, settings, found)
+
     def _look_closer(self, encoded: EncodedImage, view: View, prompts: Prompts, settings: dict) -> tuple:
         """Decode on a crop; its embedding is kept for the next click."""
-        if encoded.view is None or encoded.view.view != view:
-            transform = ViewTransform(self.model.config, view, *encoded.pixels.shape[:2])
-            encoded.view_embedding = self._embed(transform.apply_image(encoded.pixels))
-            encoded.view = transform
+        transform, embedding = self._embedding_of(encoded, view)
         inside = replace(prompts)
         if prompts.mask is not None:
-            inside.mask = encoded.view.apply_logits(encoded.transform.inverse_masks(prompts.mask))
-        masks, iou, _ = self._decode(encoded.view_embedding, encoded.view, inside, settings)
+            inside.mask = transform.apply_logits(encoded.transform.inverse_masks(prompts.mask))
+        masks, iou, _ = self._decode(embedding, transform, inside, settings)
         return masks, iou, encoded.transform.apply_logits(torch.from_numpy(masks)).numpy()
+
+    def _look_at_parts(self, encoded: EncodedImage, view: View | None, prompts: Prompts, settings: dict,
+                       found: tuple) -> tuple:
+        """Answer in overlapping parts where a single mask is too thin to be drawn well; else what was found."""
+        logits, iou, _ = found
+        side = view.side if view is not None else max(encoded.pixels.shape[:2])
+        size = self.model.config.image_size
+        region = _union(prompts.box, _seen(logits[0], prompts))
+        parts = find_parts(logits[0] > 0, region, size / side, size) if len(logits) == 1 and region is not None else []
+        if not parts:
+            return found
+        answered, total, weight = self._answered, np.zeros_like(logits[0]), np.zeros_like(logits[0])
+        for part in parts:
+            inside = prompts.inside(part, logits[0])
+            if inside is None:
+                continue
+            transform, embedding = self._embedding_of(encoded, part)
+            if inside.coords is not None and (logits[0][part.cut] > 0).any():
+                inside.mask = transform.apply_logits(torch.from_numpy(logits))
+            masks, _, _ = self._decode(embedding, transform, inside, settings)
+            fade = part_weights(part)
+            total[part.cut] += fade * masks[0][part.cut]
+            weight[part.cut] += fade
+        self._answered = answered
+        masks = np.where(weight > 0, total / np.maximum(weight, 1e-6), logits[0])[None]
+        return masks, iou, encoded.transform.apply_logits(torch.from_numpy(masks)).numpy()
+
+    def _embedding_of(self, encoded: EncodedImage, view: View) -> tuple[ViewTransform, ImageEmbedding]:
+        if view not in encoded.views:
+            transform = ViewTransform(self.model.config, view, *encoded.pixels.shape[:2])
+            while len(encoded.views) >= VIEWS_KEPT:
+                encoded.views.pop(next(iter(encoded.views)))
+            encoded.views[view] = transform, self._embed(transform.apply_image(encoded.pixels))
+        return encoded.views[view]
 
     def _decode(self, embedding: ImageEmbedding, transform: SquareTransform | ViewTransform, prompts: Prompts,
                 settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -274,6 +313,26 @@ class Prompts:
         if self.box is not None:
             boxes = torch.from_numpy(transform.apply_boxes(self.box))[None].float()
         return {"points": points, "boxes": boxes, "masks": None if self.mask is None else self.mask[None]}
+
+    def inside(self, part: View, logits: np.ndarray) -> Prompts | None:
+        """The prompts for a part of the image: its clicks, and the box cut to it; None where nothing asks for it.
+
+        Without a box, a part that has no click gets the box around what is known there, (H, W) ``logits``.
+        """
+        cut = Prompts()
+        if self.coords is not None:
+            held = np.array([part.holds(np.concatenate([click, click])) for click in self.coords])
+            if held.any():
+                cut.coords, cut.labels = self.coords[held], self.labels[held]
+        box = self.box
+        if box is None and cut.coords is None:
+            box = mask_extent(logits[part.cut] > 0)
+            box = None if box is None else box + np.tile([part.x0, part.y0], 2)
+        if box is not None:
+            corners = np.sort(np.reshape(box, (2, 2)), axis=0)
+            low, high = np.maximum(corners[0], (part.x0, part.y0)), np.minimum(corners[1], (part.x1 - 1, part.y1 - 1))
+            cut.box = np.concatenate([low, high]) if (high >= low).all() else None
+        return cut if cut.box is not None or (cut.coords is not None and (cut.labels == 1).any()) else None
 
 
 def _seen(logits: np.ndarray, prompts: Prompts) -> np.ndarray | None:

@@ -36,6 +36,8 @@ class TrainingConfig:
         start: checkpoint to start from (required for "adapt"), or None for fresh weights.
         model: overrides of ``ModelConfig.tiny`` for fresh weights; in the adapt stage, of the adapter fields.
         auto_targets: structures PPT learns to segment without prompts.
+        augment: adapt stage: encode new views in every step, crops too, where prediction looks closer; by default whole
+            images are encoded once and kept.
         train_decoder: adapt stage: let the mask decoder learn, too (the paper's second table).
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with cosine decay to 2 %.
         average: decay of the exponential moving average of the weights that is kept as the result.
@@ -55,6 +57,7 @@ class TrainingConfig:
     start: str | None = None
     model: dict = field(default_factory=dict)
     auto_targets: tuple[AutoTarget, ...] = ()
+    augment: bool = False
     train_decoder: bool = False
     learning_rate: float = 4e-4
     warmup_steps: int = 200
@@ -87,6 +90,11 @@ class TrainingConfig:
     def steps(self) -> int:
         """Optimiser steps of all phases."""
         return sum(phase.steps for phase in self.phases)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training items are augmented views: always in the base stage."""
+        return self.stage == "base" or self.augment
 
     def phase_at(self, step: int) -> Phase:
         """The phase a step belongs to."""

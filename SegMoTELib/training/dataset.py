@@ -14,14 +14,12 @@ from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
 from SegMoTELib.data.pack import Pack, Sample
-from SegMoTELib.interaction.focus import mask_thickness
+from SegMoTELib.interaction.focus import FINEST, THIN, mask_thickness
 from SegMoTELib.network import AutoTarget
 
 SET_WEIGHT = 0.3  # a set is drawn by its number of images to this power: 1 = images count the same, 0 = sets do
 MIN_TARGET_PIXELS = 12  # smaller targets, at training resolution, are not asked for
-THIN = 12.0  # pixels of the network's input: thinner structures are also seen closer, ...
-THICKNESS = (6.0, 20.0)  # ... magnified to a thickness drawn from here, ...
-FINEST = 4.0  # ... at most this many input pixels per image pixel
+THICKNESS = (6.0, 20.0)  # pixels of the network's input: to this, thin structures are magnified
 PADDING_VALUE = (124, 116, 104)  # SAM pads with the pixel mean, zero after normalisation
 
 

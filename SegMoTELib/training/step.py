@@ -65,10 +65,11 @@ class InteractiveStep(nn.Module):
             rounds: prompts per target. start: "single", "several" (the first prompt holds several clicks) or
                 "correction" (it comes with a spoiled mask and a click in its error, as a later round would).
         """
-        if self.adapters:  # the encoder is frozen and the images are not augmented
+        if not self.config.augmented:
             embedding = self.embeddings.encode(self.model, batch.pixels, batch.keys)
         else:
-            embedding = self.model.encode(batch.pixels)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.adapters):
+                embedding = self.model.encode(batch.pixels)
         count = len(batch.truth)
         owner = torch.arange(len(batch.pixels)).repeat_interleave(count // len(batch.pixels))
         rngs = [np.random.default_rng(int(seed)) for seed in batch.seeds]

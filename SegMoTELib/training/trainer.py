@@ -169,7 +169,7 @@ class Trainer:
         for part in range(self.config.accumulate):
             first = (part * self.world + self.rank) * share
             seeds = [(self.config.seed * 1_000_003 + self.step) * 4096 + first + i for i in range(share)]
-            items = [data.item(np.random.default_rng(seed), augment=self.config.stage == "base") for seed in seeds]
+            items = [data.item(np.random.default_rng(seed), augment=self.config.augmented) for seed in seeds]
             torch.manual_seed(seeds[0])  # routing noise
             self._set_mode()
             loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds, start)

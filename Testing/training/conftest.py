@@ -49,4 +49,4 @@ def a_config(a_pack):
     """Six base steps at 64 px."""
     return TrainingConfig(stage="base", data=(str(a_pack),), phases=(Phase(64, 4, 2, 1), Phase(64, 2, 2, 2)),
                           model=SMALL, auto_targets=DISK, masks_per_image=2, warmup_steps=2, validate_every=100,
-                          checkpoint_every=100, seed=3)
+                          dense_weight=0.5, checkpoint_every=100, seed=3)

@@ -34,7 +34,7 @@ def test_the_dice_part_equals_the_library_for_hard_masks(masks):
         focal_free = mask_loss(hard[row:row + 1], truth[row:row + 1]).item()
         predicted = (logits[row] > 0).numpy().ravel()
         wrong = predicted != (truth[row].numpy().ravel() > 0.5)
-        focal = 20 * np.mean(wrong * 0.5 * 40)
+        focal = 4 * np.mean(wrong * 0.5 * 40)
         assert focal_free - focal == pytest.approx(dice(predicted, truth[row].numpy().ravel() > 0.5), abs=0.01)
 
 

@@ -129,6 +129,27 @@ def test_adapting_changes_the_adapters_only_and_encodes_every_image_once(a_confi
     assert changed <= set(adapted.adapter_parameters())
 
 
+def test_augmented_adapting_encodes_new_views_and_leaves_the_base_alone(a_config, tmp_path, monkeypatch):
+    Trainer(a_config, tmp_path / "base").run(progress=False)
+    start = tmp_path / "base" / "model.safetensors"
+    config = replace(a_config, stage="adapt", start=str(start), model={}, phases=(Phase(64, 3, 2, 2),), augment=True)
+    trainer = Trainer(config, tmp_path / "adapt")
+    seen = []
+    encode = trainer.model.encode
+    monkeypatch.setattr(trainer.model, "encode", lambda pixels: seen.append(pixels) or encode(pixels))
+    adapted = trainer.run(progress=False)
+    views = torch.cat(seen)
+    assert len(torch.unique(views.flatten(1), dim=0)) == len(views) == 6
+    base, after = load_checkpoint(start).state_dict(), adapted.state_dict()
+    assert {name for name in base if not torch.equal(base[name], after[name])} <= set(adapted.adapter_parameters())
+
+
+def test_the_dense_head_is_not_part_of_the_model(a_config, tmp_path):
+    Trainer(a_config, tmp_path).run(progress=False)
+    assert not any(name.startswith("dense.") for name in weights(tmp_path))
+    assert any(line.split(",")[1] == "dense" for line in (tmp_path / "log.csv").read_text().splitlines())
+
+
 def test_the_decoder_learns_too_when_asked(a_config, tmp_path):
     Trainer(a_config, tmp_path / "base").run(progress=False)
     start = tmp_path / "base" / "model.safetensors"
