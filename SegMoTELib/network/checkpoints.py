@@ -81,6 +81,8 @@ def save_checkpoint(model: SegMoTE, path: str | Path, metadata: dict[str, str] |
 def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTarget, ...] = ()) -> SegMoTE:
     """Return a model with the same base and, where the configuration differs, fresh adapters.
 
+    Of a compact model, experts that were never trained start from the base's own mask token and head.
+
     Args:
         model: its base is kept. overrides: ``ModelConfig`` fields of the adapters (experts, top_k, gating, ...).
         auto_targets: replace the model's own if given.
@@ -99,6 +101,8 @@ def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTar
                                   "only adapter fields can differ.")
     fresh.load_state_dict(state)
     fresh.metadata = dict(model.metadata)
+    if fresh.compact and not model.adapters_trained:
+        fresh.mask_decoder.start_experts_from_base()
     return fresh
 
 

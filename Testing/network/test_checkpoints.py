@@ -300,3 +300,20 @@ def test_attached_adapters_keep_the_base_and_start_fresh_where_they_differ(small
     assert wider.mask_decoder.expert_tokens.weight.shape[0] == 6
     with pytest.raises(CheckpointError, match="change the frozen base"):
         attach_adapters(model, {"decoder_mlp": 16})
+
+
+def test_untrained_experts_of_a_compact_model_start_from_the_base(small_tiny_config):
+    """Before any adapting, the experts' masks resemble the base's; experts that were trained are left alone."""
+    torch.manual_seed(4)
+    model = build_model(small_tiny_config).eval()
+    model.adapters_trained = False
+    pixels = torch.randn(1, 3, small_tiny_config.image_size, small_tiny_config.image_size)
+    boxes = torch.tensor([[10.0, 10, 40, 40]])
+    started = attach_adapters(model, {"experts": 6}).eval()
+    with torch.no_grad():
+        base, expert = (started.decode(started.encode(pixels), boxes=boxes, adapters=use).logits.flatten()
+                        for use in (False, True))
+    assert torch.corrcoef(torch.stack([base, expert]))[0, 1] > 0.5
+    model.adapters_trained = True
+    kept = attach_adapters(model, {})
+    assert torch.equal(kept.mask_decoder.expert_tokens.weight, model.mask_decoder.expert_tokens.weight)
