@@ -1,0 +1,121 @@
+"""Makes the bundled model of a trained one, and its card from a measured evaluation.
+
+    python Testing/benchmarks/release.py weights MODEL --size 256 --validation val.csv
+    segmote evaluate --data PACK --json test.json --csv test.csv
+    python Testing/benchmarks/release.py card test.json
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+
+from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
+from SegMoTELib.zoo import MODELS_FOLDER
+
+WEIGHTS, CARD = MODELS_FOLDER / "segmote-tiny.safetensors", MODELS_FOLDER / "segmote-tiny.md"
+TEXT = Path(__file__).with_name("segmote-tiny-card.md")
+LEAST_AUTO = 0.80  # validation Dice below which an auto target is not offered
+PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
+MODES = ("box", "click1", "click3", "click5", "auto")
+
+
+def keep_targets(model: SegMoTE, names: list[str]) -> SegMoTE:
+    """A copy that offers only the named auto targets."""
+    kept = [index for index, target in enumerate(model.config.auto_targets) if target.name in names]
+    smaller = build_model(replace(model.config, auto_targets=tuple(model.config.auto_targets[i] for i in kept)))
+    state = {name: value[kept] if name in PER_TARGET else value for name, value in model.state_dict().items()}
+    smaller.load_state_dict(state)
+    smaller.adapters_trained, smaller.auto_trained = model.adapters_trained, model.auto_trained
+    smaller.metadata = dict(model.metadata)
+    return smaller
+
+
+def resized(model: SegMoTE, size: int) -> SegMoTE:
+    """A copy that sees square inputs of another side; a convolutional model's weights do not depend on it."""
+    other = build_model(replace(model.config, image_size=size))
+    other.load_state_dict(model.state_dict())
+    other.adapters_trained, other.auto_trained = model.adapters_trained, model.auto_trained
+    other.metadata = dict(model.metadata)
+    return other
+
+
+def auto_dice(path: Path) -> dict[str, float]:
+    """Target name -> mean Dice without prompts, from ``segmote evaluate --csv``."""
+    found = defaultdict(list)
+    with open(path, newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            if line["mode"] == "auto" and line["method"] == "SegMoTE":
+                found[line["target"]].append(float(line["dice"]))
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def table(summary: list[dict], level: str, first: str) -> str:
+    """Markdown: a line per data set or modality of one level, Dice with its 95 % interval."""
+    rows: dict[tuple[str, str], dict[str, dict]] = defaultdict(dict)
+    sizes = {}
+    for row in summary:
+        if row["level"] == level and row["mode"] in MODES and "dice" in row["metrics"]:
+            rows[row["name"], row["method"]][row["mode"]] = row["metrics"]["dice"]
+            sizes[row["name"], row["method"]] = max(row["targets"], sizes.get((row["name"], row["method"]), 0))
+    lines = [f"| {first} | method | targets | box | 1 click | 3 clicks | 5 clicks | auto |", f"|{'---|' * 8}"]
+    for key, modes in rows.items():
+        cells = [f"{modes[m]['mean']:.3f} ({modes[m]['low']:.2f}-{modes[m]['high']:.2f})" if m in modes else "-"
+                 for m in MODES]
+        lines.append(f"| {key[0]} | {key[1]} | {sizes[key]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@click.group()
+def main() -> None:
+    """Make the bundled weights and their card."""
+
+
+@main.command()
+@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.option("--size", required=True, type=int, help="Side of the network's input, pixels.")
+@click.option("--validation", required=True, type=click.Path(exists=True, path_type=Path),
+              help="CSV of segmote evaluate --split val: which auto targets are good enough.")
+def weights(model: Path, size: int, validation: Path) -> None:
+    """Prune weak auto targets, set the input size and store half precision."""
+    trained = load_checkpoint(model)
+    scores = auto_dice(validation)
+    good = [target.name for target in trained.config.auto_targets if scores.get(target.name, 0) >= LEAST_AUTO]
+    for name, score in scores.items():
+        click.echo(f"{name}: {score:.3f} {'kept' if name in good else 'not offered'}")
+    with torch.no_grad():
+        released = resized(keep_targets(trained, good), size)
+    WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(released, WEIGHTS, released.metadata, half=True)
+    click.echo(f"{WEIGHTS}: {WEIGHTS.stat().st_size / 1e6:.1f} MB")
+
+
+@main.command()
+@click.argument("evaluation", type=click.Path(exists=True, path_type=Path))
+def card(evaluation: Path) -> None:
+    """Write the card: what was measured, data and licences from the weights' own metadata."""
+    found = json.loads(evaluation.read_text(encoding="utf-8"))
+    model = load_checkpoint(WEIGHTS)
+    licences = json.loads(model.metadata["training_data"])
+    limit = found["settings"]["limit"]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    text = TEXT.read_text(encoding="utf-8").format(
+        megabytes=f"{WEIGHTS.stat().st_size / 1e6:.1f}", parameters=f"{parameters / 1e6:.1f}",
+        size=model.config.image_size, versions=model.metadata["versions"],
+        targets=", ".join(f"{t.name} ({t.modality})" for t in model.config.auto_targets),
+        licences="\n".join(f"| {code} | {licence} |" for code, licence in licences.items()),
+        images="all images" if limit is None else f"{limit} images per data set, drawn by seed",
+        arguments="" if limit is None else f" --limit {limit}",
+        overall=table(found["summary"], "overall", ""), modalities=table(found["summary"], "modality", "modality"),
+        datasets=table([row for row in found["summary"] if row["method"] == "SegMoTE"], "dataset", "data set"))
+    CARD.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
