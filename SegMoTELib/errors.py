@@ -11,3 +11,7 @@ class CheckpointError(SegMoTEError):
 
 class DataError(SegMoTEError):
     """Images, labels or a data set description that cannot be used as they are."""
+
+
+class VolumeError(SegMoTEError):
+    """A volume, slice plane or image file that cannot be segmented as it is."""

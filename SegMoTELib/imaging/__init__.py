@@ -1,0 +1,1 @@
+"""Pixels and millimetres: volumes, slice planes, intensity ranges and files. Knows nothing of tensors or scenes."""

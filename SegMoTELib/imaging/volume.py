@@ -1,0 +1,79 @@
+"""Volume: voxels and where they lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from SegMoTELib.errors import VolumeError
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scalar or RGB volume in its own RAS space; a parent transform is not applied.
+
+    Attributes:
+        array: (K, J, I) or (K, J, I, 3), any number type; held, not copied.
+        ijk_to_ras: (4, 4) float64, voxel index (i, j, k, 1) to RAS millimetres, of voxel centres; may be oblique,
+            anisotropic or left-handed.
+        modality: DICOM modality ("CT", "MR", ...) where known. name: for messages.
+
+    Raises:
+        VolumeError: no voxels, not numbers, or a matrix that does not span space.
+    """
+
+    array: np.ndarray = field(repr=False)
+    ijk_to_ras: np.ndarray
+    modality: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        array = np.asarray(self.array)
+        if not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3)):
+            raise VolumeError(f"{self._called()} has the shape {array.shape}; choose one 3D volume or one frame.")
+        if array.size == 0:
+            raise VolumeError(f"{self._called()} has no voxels; load its image data first.")
+        if array.dtype.kind not in "buif":
+            raise VolumeError(f"{self._called()} holds {array.dtype} values; numbers are needed.")
+        matrix = np.array(self.ijk_to_ras, np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
+            raise VolumeError(f"{self._called()} has an unusable geometry; check its spacing and directions.")
+        object.__setattr__(self, "array", array)
+        object.__setattr__(self, "ijk_to_ras", matrix)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along i, j, k."""
+        return self.array.shape[2], self.array.shape[1], self.array.shape[0]
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(3,) millimetres along i, j, k."""
+        return np.linalg.norm(self.ijk_to_ras[:3, :3], axis=0)
+
+    @property
+    def directions(self) -> np.ndarray:
+        """(3, 3) unit vectors of i, j, k in RAS, one a column."""
+        return self.ijk_to_ras[:3, :3] / self.spacing
+
+    @property
+    def is_rgb(self) -> bool:
+        """True for colour voxels."""
+        return self.array.ndim == 4
+
+    def to_ras(self, ijk: np.ndarray) -> np.ndarray:
+        """(..., 3) voxel coordinates -> RAS millimetres."""
+        return np.asarray(ijk, np.float64) @ self.ijk_to_ras[:3, :3].T + self.ijk_to_ras[:3, 3]
+
+    def to_ijk(self, ras: np.ndarray) -> np.ndarray:
+        """(..., 3) RAS millimetres -> voxel coordinates, float64."""
+        return (np.asarray(ras, np.float64) - self.ijk_to_ras[:3, 3]) @ np.linalg.inv(self.ijk_to_ras[:3, :3]).T
+
+    def contains(self, ras: np.ndarray) -> np.ndarray:
+        """(...,) True for points in a voxel."""
+        ijk = self.to_ijk(ras)
+        return ((ijk >= -0.5) & (ijk <= np.array(self.shape) - 0.5)).all(axis=-1)
+
+    def _called(self) -> str:
+        return f"The volume {self.name!r}" if self.name else "The volume"
