@@ -1,0 +1,183 @@
+"""Volumes from files and segmentations into files, by SimpleITK."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from SegMoTELib.errors import VolumeError
+from SegMoTELib.imaging.volume import Volume
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+NIFTI = (".nii", ".nii.gz")
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class NamedMask:
+    """One segment to write: a name, a colour of 0-255, and a (K, J, I) bool mask; masks may overlap."""
+
+    name: str
+    color: tuple[int, int, int]
+    mask: np.ndarray = field(repr=False)
+
+
+def read_volume(path: str | Path) -> Volume:
+    """Read any image SimpleITK reads, or a folder with one DICOM series.
+
+    Raises:
+        VolumeError: missing, unreadable or incomplete file, several series, or more than three dimensions.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise VolumeError(f"{path}: no such file or folder.")
+    try:
+        if path.is_dir():
+            image = _read_series(path)
+        else:
+            _refuse_truncated(path)
+            image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise VolumeError(f"{path}: not an image that can be read ({_reason(error)}).") from error
+    dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+    if dimension == 2:
+        image = sitk.JoinSeries(image)
+    elif dimension != 3:
+        raise VolumeError(f"{path}: has {dimension} dimensions; save one frame as a 3D volume.")
+    if components not in (1, 3):
+        raise VolumeError(f"{path}: has {components} values per voxel; one (grey) or three (RGB) are needed.")
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    matrix[:3, 3] = image.GetOrigin()
+    modality = image.GetMetaData("0008|0060").strip() if image.HasMetaDataKey("0008|0060") else ""
+    return Volume(sitk.GetArrayFromImage(image), LPS_TO_RAS @ matrix, modality, path.name)
+
+
+def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMask]) -> None:
+    """Write a ``.seg.nrrd`` that Slicer opens as a segmentation, atomically.
+
+    Segments that do not overlap share one layer, as Slicer stores them.
+
+    Raises:
+        VolumeError: no segments, a mask of another shape, or a file that cannot be written.
+    """
+    path = Path(path)
+    if not path.name.endswith(".seg.nrrd"):
+        raise VolumeError(f"{path}: a segmentation's name ends in .seg.nrrd.")
+    if not segments:
+        raise VolumeError("There is no segment to write.")
+    for segment in segments:
+        if segment.mask.shape != volume.array.shape[:3]:
+            raise VolumeError(f"The segment {segment.name!r} has another geometry than the volume.")
+    layers, places = _layers(segments)
+    image = sitk.GetImageFromArray(np.stack(layers, axis=-1) if len(layers) > 1 else layers[0],
+                                   isVector=len(layers) > 1)
+    lps = LPS_TO_RAS @ volume.ijk_to_ras
+    image.SetSpacing(volume.spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / volume.spacing).ravel().tolist())
+    for key, value in _tags(segments, places, volume.shape).items():
+        image.SetMetaData(key, value)
+    _write_atomically(image, path)
+
+
+def _read_series(folder: Path) -> sitk.Image:
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if not series:
+        raise VolumeError(f"{folder}: holds no DICOM series.")
+    if len(series) > 1:
+        raise VolumeError(f"{folder}: holds {len(series)} DICOM series; choose a folder with one.")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    reader.MetaDataDictionaryArrayUpdateOn()
+    image = reader.Execute()
+    if reader.HasMetaDataKey(0, "0008|0060"):
+        image.SetMetaData("0008|0060", reader.GetMetaData(0, "0008|0060"))
+    return image
+
+
+def _refuse_truncated(path: Path) -> None:
+    """SimpleITK fills the missing end of a NIfTI file with zeros; half a scan must not pass for a whole one."""
+    if not path.name.lower().endswith(NIFTI):
+        return
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    bits = sitk.GetArrayViewFromImage(sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(),
+                                                 reader.GetNumberOfComponents())).nbytes
+    # The type in memory is wider than on disk where the header scales values: trust the header's own bits per voxel.
+    needed = int(np.prod(reader.GetSize(), dtype=np.int64)) * min(bits, _nifti_bytes(reader, bits))
+    present = 0
+    try:
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            while present < needed and (piece := file.read(PIECE)):
+                present += len(piece)
+    except (EOFError, OSError, zlib.error) as error:
+        raise VolumeError(f"{path}: is cut off or damaged; copy it again.") from error
+    if present < needed:
+        raise VolumeError(f"{path}: is cut off: {present} of at least {needed} bytes are there; copy it again.")
+
+
+def _nifti_bytes(reader: sitk.ImageFileReader, default: int) -> int:
+    """Bytes per voxel as the header says."""
+    if not reader.HasMetaDataKey("bitpix"):
+        return default
+    return max(1, int(reader.GetMetaData("bitpix")) // 8)
+
+
+def _layers(segments: list[NamedMask]) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+    """uint8 layers and, per segment, its layer and label value; a segment goes to the first layer it fits."""
+    layers: list[np.ndarray] = []
+    places = []
+    for segment in segments:
+        number = next((n for n, layer in enumerate(layers)
+                       if layer.max() < 255 and not layer[segment.mask].any()), len(layers))
+        if number == len(layers):
+            layers.append(np.zeros(segment.mask.shape, np.uint8))
+        value = sum(1 for layer, _ in places if layer == number) + 1
+        layers[number][segment.mask] = value
+        places.append((number, value))
+    return layers, places
+
+
+def _tags(segments: list[NamedMask], places: list[tuple[int, int]], shape: tuple[int, int, int]) -> dict[str, str]:
+    """Slicer's segment fields (vtkMRMLSegmentationStorageNode)."""
+    extent = " ".join(f"0 {n - 1}" for n in shape)
+    tags = {"Segmentation_MasterRepresentation": "Binary labelmap",
+            "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+            "Segmentation_ReferenceImageExtentOffset": "0 0 0"}
+    for index, (segment, (layer, value)) in enumerate(zip(segments, places, strict=True)):
+        tags |= {f"Segment{index}_ID": f"Segment_{index + 1}", f"Segment{index}_Name": segment.name,
+                 f"Segment{index}_NameAutoGenerated": "0", f"Segment{index}_ColorAutoGenerated": "0",
+                 f"Segment{index}_Color": " ".join(f"{part / 255:.6f}" for part in segment.color),
+                 f"Segment{index}_Extent": extent, f"Segment{index}_Layer": str(layer),
+                 f"Segment{index}_LabelValue": str(value)}
+    return tags
+
+
+def _write_atomically(image: sitk.Image, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=".seg.nrrd", prefix=".", dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be written ({error.strerror}).") from error
+    try:
+        sitk.WriteImage(image, temporary, useCompression=True)
+        os.replace(temporary, path)
+    except (RuntimeError, OSError) as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise VolumeError(f"{path}: cannot be written ({_reason(error)}).") from error
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an ITK message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
