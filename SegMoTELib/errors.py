@@ -15,3 +15,7 @@ class DataError(SegMoTEError):
 
 class VolumeError(SegMoTEError):
     """A volume, slice plane or image file that cannot be segmented as it is."""
+
+
+class PromptError(SegMoTEError):
+    """Prompts that say nothing, or nothing about this image."""

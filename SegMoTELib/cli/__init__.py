@@ -11,7 +11,7 @@ from SegMoTELib import __version__
 from SegMoTELib.errors import SegMoTEError
 
 # name -> module of this package that defines a click command called ``command``; --help shows them in this order.
-COMMANDS = ("info", "curate", "train", "evaluate", "bench")
+COMMANDS = ("segment", "info", "curate", "train", "evaluate", "bench")
 
 
 class LazyGroup(click.Group):
@@ -31,7 +31,7 @@ class LazyGroup(click.Group):
 @click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
 @click.pass_context
 def group(ctx: click.Context, debug: bool) -> None:
-    """Interactive medical image segmentation: curate data, train, evaluate, measure."""
+    """Interactive medical image segmentation: segment, curate data, train, evaluate, measure."""
     ctx.obj = {"debug": debug}
 
 

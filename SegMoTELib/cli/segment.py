@@ -1,0 +1,97 @@
+"""``segmote segment``: prompts in millimetres on a volume from a file, a segmentation for Slicer out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from SegMoTELib.errors import PromptError
+
+SEGMENT_COLOR = (128, 174, 128)
+
+
+class Millimetres(click.ParamType):
+    """Comma-separated numbers, e.g. ``-12.5,30,4``."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.name = ",".join(names)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Return as many finite floats as there are names."""
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != len(self.names) or not np.isfinite(numbers).all():
+            self.fail(f"{value!r} is not {self.name} in millimetres.", param, ctx)
+        return numbers
+
+
+@click.command(short_help="Segment a volume from points, a box, or by name.")
+@click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
+@click.option("--point", "points", multiple=True, type=Millimetres("R", "A", "S"), help="A point inside the object.")
+@click.option("--exclude", "excluded", multiple=True, type=Millimetres("R", "A", "S"), help="A point outside of it.")
+@click.option("--box", type=Millimetres("R1", "A1", "S1", "R2", "A2", "S2"), help="Two opposite corners around it.")
+@click.option("--auto", metavar="TARGET", help="No prompts: segment this structure (segmote info lists a model's).")
+@click.option("--plane", "orientation", type=click.Choice(["axial", "sagittal", "coronal"]), default="axial",
+              show_default=True, help="Plane of the points and the box.")
+@click.option("--slice", "position", type=Millimetres("R", "A", "S"),
+              help="A point of the slice for --auto; default: the middle.")
+@click.option("--intensity", default="percentiles", show_default=True,
+              type=click.Choice(["percentiles", "ct_soft_tissue", "ct_lung", "ct_bone", "ct_brain"]),
+              help="Which values become black and white.")
+@click.option("--name", help="Name of the segment; default: the target's, or Segment.")
+@click.option("--model", default="segmote-tiny", show_default=True, metavar="NAME|PATH", help="Model to use.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.seg.nrrd",
+              help="Segmentation to write.")
+def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None, auto: str | None, orientation: str,
+            position: tuple | None, intensity: str, name: str | None, model: str, output: Path) -> None:
+    """Segment one slice of VOLUME and write it as a segmentation that Slicer opens.
+
+    Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30 (with "=", for the minus sign's sake).
+    """
+    from SegMoTELib.imaging.files import NamedMask, read_volume, write_segmentation
+    from SegMoTELib.imaging.intensity import range_of
+    from SegMoTELib.imaging.planes import SlicePlane
+    from SegMoTELib.interaction.session import Session
+
+    _refuse_mixture(points, excluded, box, auto, position)
+    volume = read_volume(volume_path)
+    middle = volume.to_ras((np.array(volume.shape) - 1) / 2)
+    corners = None if box is None else np.reshape(box, (2, 3))
+    anchor = points[0] if points else corners.mean(axis=0) if box else excluded[0] if excluded else position or middle
+    plane = SlicePlane.through(volume, orientation, np.array(anchor))
+    session = Session(_load_predictor(model), volume, range_of(volume, intensity))
+    answer = session.predict(plane, np.array(points), np.array(excluded), corners, auto=auto)
+    patch = plane.insert(answer.mask, volume)
+    mask = np.zeros(volume.array.shape[:3], bool)
+    mask[patch.slices] = patch.array
+    color = next((target.color for target in session.predictor.auto_targets if target.name == auto), SEGMENT_COLOR)
+    write_segmentation(output, volume, [NamedMask(name or auto or "Segment", color, mask)])
+    area = answer.mask.sum() * plane.spacing ** 2 / 100
+    click.echo(f"{output}: {mask.sum()} voxels, {area:.2f} cm2 on the slice, predicted IoU {answer.iou:.2f}; "
+               f"encoded in {answer.seconds['encode']:.2f} s, answered in {answer.seconds['decode']:.2f} s")
+    if not mask.any():
+        click.echo("Nothing was found there: try a box, or another point.", err=True)
+
+
+def _refuse_mixture(points, excluded, box, auto, position) -> None:
+    prompted = bool(points or excluded or box)
+    if auto and prompted:
+        raise PromptError("Choose either --auto or points and a box.")
+    if not auto and not prompted:
+        raise PromptError("Nothing to go by: give --point, --box or --auto.")
+    if position and not auto:
+        raise PromptError("--slice is for --auto; points and boxes name their slice themselves.")
+
+
+def _load_predictor(model: str):
+    from SegMoTELib.interaction.predictor import Predictor
+    from SegMoTELib.network import load_checkpoint
+    from SegMoTELib.zoo import resolve_model
+
+    return Predictor(load_checkpoint(resolve_model(model)))

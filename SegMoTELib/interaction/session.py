@@ -1,0 +1,149 @@
+"""Session: one volume and its prompts in millimetres; encoded planes are kept, answers are masks on planes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from SegMoTELib.errors import PromptError
+from SegMoTELib.imaging.planes import SlicePlane
+from SegMoTELib.imaging.volume import Volume
+from SegMoTELib.interaction.predictor import EncodedImage, Predictor
+
+BUDGET = 1 << 30  # bytes of encoded planes kept
+ON_PLANE = 0.5  # slices: how far from a plane a prompt still belongs to it
+
+
+@dataclass(frozen=True)
+class PlaneMask:
+    """The answer to the prompts on one plane.
+
+    Attributes:
+        plane: where. mask: (rows, columns) bool. iou: the model's own estimate.
+        logits: (1, h, w) low-resolution logits, for the next correction. seconds: stage -> time it took.
+    """
+
+    plane: SlicePlane
+    mask: np.ndarray = field(repr=False)
+    iou: float
+    logits: np.ndarray = field(repr=False)
+    seconds: dict[str, float]
+
+
+class Session:
+    """Prompts in RAS millimetres on any plane of one volume; encoded planes are kept within ``BUDGET`` bytes.
+
+    Args:
+        predictor: the model. volume: what is segmented. intensity_range: (black, white) stored values, None for RGB.
+    """
+
+    def __init__(self, predictor: Predictor, volume: Volume, intensity_range: tuple[float, float] | None) -> None:
+        self.predictor, self.volume, self.intensity_range = predictor, volume, intensity_range
+        self._kept: OrderedDict[tuple, EncodedImage] = OrderedDict()
+        self._lock = threading.Lock()  # of the kept planes
+        self._answering = threading.Lock()  # the predictor has one current image
+
+    def is_encoded(self, plane: SlicePlane) -> bool:
+        """True where the next prompt on this plane finds its embedding ready."""
+        with self._lock:
+            return plane.key() in self._kept
+
+    def encode(self, plane: SlicePlane, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Prepare a plane for prompts; may be called from another thread. Nothing is kept once cancelled."""
+        self._encoded(plane, {}, cancelled)
+
+    def predict(self, plane: SlicePlane, positives: np.ndarray | None = None, negatives: np.ndarray | None = None,
+                box: np.ndarray | None = None, auto: str | None = None,
+                previous: np.ndarray | None = None) -> PlaneMask:
+        """Answer prompts on a plane.
+
+        Args:
+            positives, negatives: (N, 3) RAS millimetres, on the plane. box: (2, 3) opposite corners, RAS.
+            auto: name of an auto target instead of prompts. previous: ``PlaneMask.logits`` of the last answer here.
+
+        Raises:
+            PromptError: nothing to go by, points that are not on the plane or outside the volume, an empty box, or a
+                target that the model does not offer.
+        """
+        offered = [target.name for target in self.predictor.auto_targets]
+        if auto is not None and auto not in offered:
+            raise PromptError(f"The model has no auto target {auto!r}; it offers: {', '.join(offered) or 'none'}.")
+        seconds: dict[str, float] = {}
+        arguments = {} if auto is not None else self._arguments(plane, positives, negatives, box)
+        encoded = self._encoded(plane, seconds, lambda: False)
+        started = time.perf_counter()
+        with self._answering:
+            self.predictor.set_encoded(encoded)
+            if auto is not None:
+                masks, iou, logits = self.predictor.predict_auto(auto)
+            else:
+                masks, iou, logits = self.predictor.predict(**arguments, mask_input=previous, multimask_output=False)
+        seconds["decode"] = time.perf_counter() - started
+        return PlaneMask(plane, masks[0], float(iou[0]), logits[:1], seconds)
+
+    def _encoded(self, plane: SlicePlane, seconds: dict[str, float], cancelled: Callable[[], bool]) -> EncodedImage:
+        key = plane.key()
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        started = time.perf_counter()
+        image = plane.extract(self.volume)
+        seconds["extract"] = time.perf_counter() - started
+        started = time.perf_counter()
+        encoded = self.predictor.encode_image(image, self.intensity_range)
+        seconds["encode"] = time.perf_counter() - started
+        if not cancelled():
+            with self._lock:
+                self._kept[key] = encoded
+                while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > BUDGET:
+                    self._kept.popitem(last=False)
+        return encoded
+
+    def _arguments(self, plane: SlicePlane, positives, negatives, box) -> dict:
+        """Prompts in pixels of the plane; see ``predict`` for the errors."""
+        groups = [np.asarray(points if points is not None else [], np.float64).reshape(-1, 3)
+                  for points in (positives, negatives)]
+        if len(groups[0]) == 0 and box is None:
+            raise PromptError("Only excluded points: add a point inside the object, or a box." if len(groups[1])
+                              else "Nothing to go by: add a point inside the object, or a box.")
+        points = np.concatenate(groups)
+        if not np.isfinite(points).all():
+            raise PromptError("A point has no position; place it again.")
+        arguments: dict = {}
+        if len(points):
+            if (np.abs(plane.distance(points)) > ON_PLANE * self._thickness(plane) + 1e-6).any():
+                raise PromptError("A point does not lie on the slice; prompts of several slices are kept apart.")
+            pixels = plane.to_pixels(points)
+            if not self._in_image(plane, pixels).all():
+                raise PromptError("A point lies outside the volume; move it onto the image.")
+            arguments["point_coords"] = pixels
+            arguments["point_labels"] = np.repeat([1, 0], [len(group) for group in groups])
+        if box is not None:
+            arguments["box"] = self._box(plane, np.asarray(box, np.float64))
+        return arguments
+
+    def _box(self, plane: SlicePlane, corners: np.ndarray) -> np.ndarray:
+        """(4,) x0, y0, x1, y1 of the outermost pixels inside two RAS corners, cut to the image."""
+        if corners.shape != (2, 3) or not np.isfinite(corners).all():
+            raise PromptError("A box needs two opposite corners.")
+        pixels = np.sort(plane.to_pixels(corners), axis=0)
+        if (pixels[1] - pixels[0] < 1).any():
+            raise PromptError("The box is empty; draw it around the object.")
+        limits = np.array(plane.shape[::-1]) - 1
+        if (pixels[1] < 0).any() or (pixels[0] > limits).any():
+            raise PromptError("The box lies outside the volume; draw it on the image.")
+        return np.concatenate([np.clip(pixels[0], 0, limits), np.clip(pixels[1], 0, limits)])
+
+    def _thickness(self, plane: SlicePlane) -> float:
+        """Millimetres between neighbouring slices along the plane's normal."""
+        return float(np.abs(plane.normal @ self.volume.ijk_to_ras[:3, :3]).max())
+
+    @staticmethod
+    def _in_image(plane: SlicePlane, pixels: np.ndarray) -> np.ndarray:
+        return ((pixels >= -0.5) & (pixels <= np.array(plane.shape[::-1]) - 0.5)).all(axis=-1)

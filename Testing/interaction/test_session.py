@@ -1,0 +1,109 @@
+"""Session: prompts in millimetres, planes encoded once, errors that say what to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from SegMoTELib.errors import PromptError
+from SegMoTELib.imaging.planes import SlicePlane
+from SegMoTELib.imaging.volume import Volume
+from SegMoTELib.interaction import session as session_module
+from SegMoTELib.interaction.predictor import Predictor
+from SegMoTELib.interaction.session import Session
+from SegMoTELib.network import ModelConfig, build_model
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    torch.manual_seed(0)
+    return Predictor(build_model(replace(ModelConfig.tiny(), image_size=96)), "cpu", "fp32")
+
+
+@pytest.fixture
+def session(predictor):
+    array = np.random.default_rng(0).normal(100, 20, (10, 48, 64)).astype(np.float32)
+    matrix = np.diag([-1.0, -1.0, 3.0, 1.0])
+    matrix[:3, 3] = 30, 20, -15
+    return Session(predictor, Volume(array, matrix), (50.0, 150.0))
+
+
+def axial(session, s=0.0) -> SlicePlane:
+    return SlicePlane.through(session.volume, "axial", [0, 0, s])
+
+
+def test_a_plane_is_encoded_once(session, monkeypatch):
+    calls = []
+    encode = session.predictor.encode_image
+    monkeypatch.setattr(session.predictor, "encode_image", lambda *a: calls.append(1) or encode(*a))
+    plane = axial(session)
+    assert not session.is_encoded(plane)
+    session.encode(plane)
+    assert session.is_encoded(axial(session))
+    first = session.predict(plane, positives=[[0, 0, 0]])
+    second = session.predict(axial(session), positives=[[0, 0, 0]])
+    assert len(calls) == 1
+    assert "encode" not in first.seconds
+    np.testing.assert_array_equal(first.mask, second.mask)
+    assert first.mask.shape == plane.shape
+
+
+def test_an_encoding_that_was_cancelled_is_not_kept(session):
+    session.encode(axial(session), cancelled=lambda: True)
+    assert not session.is_encoded(axial(session))
+
+
+def test_the_oldest_planes_leave_when_the_budget_is_spent(session, monkeypatch):
+    planes = [axial(session, s) for s in (-6, -3, 0, 3)]
+    session.encode(planes[0])
+    one = next(iter(session._kept.values())).nbytes
+    monkeypatch.setattr(session_module, "BUDGET", int(2.5 * one))
+    for plane in planes[1:]:
+        session.encode(plane)
+    assert [session.is_encoded(plane) for plane in planes] == [False, False, True, True]
+
+
+def test_clicks_reach_the_model_as_pixels_of_the_plane(session, monkeypatch):
+    seen = {}
+    predict = session.predictor.predict
+    monkeypatch.setattr(session.predictor, "predict", lambda **a: seen.update(a) or predict(**a))
+    plane = axial(session)
+    session.predict(plane, positives=[[10, -5, 0]], negatives=[[-4, 3, 0]], box=[[20, 10, 0], [-20, -12, 0]])
+    np.testing.assert_allclose(plane.to_ras(seen["point_coords"]), [[10, -5, 0], [-4, 3, 0]], atol=1e-6)
+    assert seen["point_labels"].tolist() == [1, 0]
+    corners = plane.to_ras(seen["box"].reshape(2, 2))
+    np.testing.assert_allclose(np.sort(corners[:, 0]), [-20, 20], atol=1e-6)
+    np.testing.assert_allclose(np.sort(corners[:, 1]), [-12, 10], atol=1e-6)
+
+
+def test_an_answer_can_be_corrected(session):
+    plane = axial(session)
+    first = session.predict(plane, positives=[[0, 0, 0]])
+    second = session.predict(plane, positives=[[0, 0, 0]], negatives=[[15, 0, 0]], previous=first.logits)
+    assert second.logits.shape == first.logits.shape
+
+
+def test_a_target_is_found_by_name(session):
+    name = session.predictor.auto_targets[0].name
+    assert session.predict(axial(session), auto=name).mask.shape == axial(session).shape
+    with pytest.raises(PromptError, match="no auto target 'unicorn'; it offers"):
+        session.predict(axial(session), auto="unicorn")
+
+
+@pytest.mark.parametrize(("prompts", "message"), [
+    ({}, "Nothing to go by"),
+    ({"negatives": [[0, 0, 0]]}, "Only excluded points"),
+    ({"positives": [[0, 0, 9]]}, "does not lie on the slice"),
+    ({"positives": [[500, 0, 0]]}, "outside the volume"),
+    ({"positives": [[np.nan, 0, 0]]}, "no position"),
+    ({"box": [[5, 5, 0], [5, 5, 0]]}, "box is empty"),
+    ({"box": [[500, 500, 0], [600, 600, 0]]}, "lies outside"),
+    ({"box": [[5, 5, 0]]}, "two opposite corners"),
+])
+def test_prompts_that_say_nothing_are_explained_and_leave_the_session_usable(session, prompts, message):
+    with pytest.raises(PromptError, match=message):
+        session.predict(axial(session), **prompts)
+    assert session.predict(axial(session), positives=[[0, 0, 0]]).mask.dtype == bool
