@@ -134,12 +134,13 @@ class Study:
         return columns
 
 
-def format_table(title: str, rows: dict[str, dict[str, tuple[float, float]]]) -> str:
-    """Markdown: a line per variant, Dice as mean ± standard deviation over seeds."""
+def format_table(title: str, rows: dict[str, dict[str, tuple[float, float]]], seeds: int) -> str:
+    """Markdown: a line per variant, Dice as mean, of several seeds with their standard deviation."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [f"## {title}", "", f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for name, row in rows.items():
-        cells = [f"{row[c][0]:.3f} ± {row[c][1]:.3f}" if c in row else "-" for c in columns]
+        cells = [f"{row[c][0]:.3f}" + (f" ± {row[c][1]:.3f}" if seeds > 1 else "") if c in row else "-"
+                 for c in columns]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -164,7 +165,7 @@ def main(tables: tuple[str, ...], base: Path, data: Path, out: Path, steps: int,
             done.append(draw_heatmap(study.experts_by_modality(), RESULTS.with_name("experts.png")))
         else:
             title, variants = TABLES[table]
-            done.append(format_table(title, {name: study.row(changes) for name, changes in variants.items()}))
+            done.append(format_table(title, {name: study.row(changes) for name, changes in variants.items()}, seeds))
         click.echo(done[-1])
     if not tables:
         head = (f"# The claims at our scale\n\nMacro-mean Dice on {limit} test images per data set; {steps} adapt "
