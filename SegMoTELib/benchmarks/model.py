@@ -174,7 +174,7 @@ def _bench_tiny(repeats: int, images: dict[str, np.ndarray]) -> dict[str, dict[s
     for size in (256, 512, 1024):
         predictor.set_image(np.zeros((size, size), np.uint8))
         out.update(medians({f"predict {size} px": lambda: predictor.predict(**point)}, 5 * repeats, warmup=2))
-    embedding = predictor.embedding
+    embedding = predictor.encoded.embedding
     out.update(medians({
         f"decode {count} prompts": lambda count=count: predictor.model.decode(embedding, points=_points(count))
         for count in (1, 4, 16)}, 3 * repeats, warmup=2))

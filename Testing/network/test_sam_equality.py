@@ -54,7 +54,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def test_the_image_embedding_is_sams(both):
     expected = both.theirs.get_image_embedding()
     assert expected.std() > 0.1
-    assert (both.ours.embedding.features - expected).abs().max() < TOLERANCE
+    assert (both.ours.encoded.embedding.features - expected).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("multimask", [True, False], ids=["three masks", "one mask"])
