@@ -19,3 +19,7 @@ class VolumeError(SegMoTEError):
 
 class PromptError(SegMoTEError):
     """Prompts that say nothing, or nothing about this image."""
+
+
+class SegmentError(SegMoTEError):
+    """A segment that cannot be written to."""

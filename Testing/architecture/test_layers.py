@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "zoo": {"errors"},
     "data": {"imaging", "errors"},
     "interaction": {"network", "imaging", "errors"},
+    "mrml": {"interaction", "imaging", "errors"},
     "training": {"interaction", "data", "imaging", "network", "errors"},
     "evaluation": {"interaction", "data", "imaging", "network", "zoo", "errors"},
     "benchmarks": {"interaction", "imaging", "network", "evaluation", "errors"},

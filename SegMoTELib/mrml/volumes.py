@@ -1,0 +1,75 @@
+"""Volume nodes as volumes, without a copy, and the transforms above them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import slicer.util
+import vtk
+
+from SegMoTELib.errors import VolumeError
+from SegMoTELib.imaging.planes import SlicePlane
+from SegMoTELib.imaging.volume import Volume
+
+
+def volume_of(node: Any) -> Volume:
+    """The voxels and geometry of a scalar or RGB volume node; the array is the node's own memory.
+
+    Raises:
+        VolumeError: no node, a label map, no voxels, or several values per voxel that are not RGB.
+    """
+    if node is None:
+        raise VolumeError("Choose a volume first.")
+    if node.IsA("vtkMRMLLabelMapVolumeNode"):
+        raise VolumeError(f"{node.GetName()} is a label map; choose the image it was drawn on.")
+    if node.GetImageData() is None or node.GetImageData().GetPointData().GetScalars() is None:
+        raise VolumeError(f"{node.GetName()} has no voxels; load its image data first.")
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    array = slicer.util.arrayFromVolume(node)
+    if array.ndim == 4 and array.shape[3] == 4:
+        array = array[..., :3]  # RGBA
+    return Volume(array, slicer.util.arrayFromVTKMatrix(matrix), _modality(node), node.GetName())
+
+
+def world_to_volume(node: Any) -> np.ndarray:
+    """(4, 4) world RAS -> the node's own RAS, from the transforms above it.
+
+    Raises:
+        VolumeError: a transform that is not linear.
+    """
+    transform = node.GetParentTransformNode()
+    if transform is None:
+        return np.eye(4)
+    if not transform.IsTransformToWorldLinear():
+        raise VolumeError(f"{node.GetName()} is under a non-linear transform; harden the transform first.")
+    matrix = vtk.vtkMatrix4x4()
+    transform.GetMatrixTransformFromWorld(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def to_own_ras(node: Any, world: np.ndarray) -> np.ndarray:
+    """(..., 3) world RAS -> the node's own RAS, millimetres."""
+    matrix = world_to_volume(node)
+    return np.asarray(world, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def plane_of(slice_node: Any, node: Any) -> SlicePlane:
+    """The plane that a slice view shows, in the volume's own RAS.
+
+    Raises:
+        VolumeError: the view does not meet the volume, or a transform that is not linear.
+    """
+    slice_to_world = slicer.util.arrayFromVTKMatrix(slice_node.GetSliceToRAS())
+    return SlicePlane.from_slice_to_ras(volume_of(node), world_to_volume(node) @ slice_to_world)
+
+
+def window_of(node: Any) -> tuple[float, float] | None:
+    """(width, centre) of the volume's display, or None."""
+    display = node.GetScalarVolumeDisplayNode() if node.IsA("vtkMRMLScalarVolumeNode") else None
+    return None if display is None else (display.GetWindow(), display.GetLevel())
+
+
+def _modality(node: Any) -> str:
+    return node.GetAttribute("DICOM.Modality") or ""
