@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import slicer
 import slicer.util
-import vtk
 
 from SegMoTELib.errors import PromptError, SegMoTEError
 from SegMoTELib.imaging.planes import SlicePlane

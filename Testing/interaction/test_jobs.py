@@ -1,0 +1,156 @@
+"""The job thread: order, replacement, cancelling, errors."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from SegMoTELib.interaction.jobs import Jobs
+
+
+@pytest.fixture
+def jobs():
+    """Jobs that are stopped again."""
+    jobs = Jobs()
+    yield jobs
+    jobs.stop()
+
+
+@pytest.fixture
+def results():
+    """What came back."""
+    return []
+
+
+@pytest.fixture
+def gate(jobs, results):
+    """A running job that ends once the gate is set."""
+    gate, started = threading.Event(), threading.Event()
+
+    def work(job):
+        started.set()
+        gate.wait(5)
+        return "gate"
+
+    jobs.submit("gate", work, results.append, results.append)
+    assert started.wait(5)
+    yield gate
+    gate.set()
+
+
+def test_results_come_back_on_the_thread_that_delivers(jobs, results):
+    threads = []
+    jobs.submit("a", lambda job: threads.append(threading.current_thread()) or 7,
+                lambda value: results.append((value, threading.current_thread())), results.append)
+    jobs.finish()
+    assert results == [(7, threading.main_thread())]
+    assert threads[0] is not threading.main_thread()
+
+
+def test_the_newest_request_replaces_older_ones_with_its_key(jobs, results, gate):
+    for value in range(5):
+        jobs.submit("click", lambda job, value=value: value, results.append, results.append)
+    gate.set()
+    jobs.finish()
+    assert results == ["gate", 4]
+
+
+def test_a_running_job_is_told_when_it_is_replaced_and_its_result_is_dropped(jobs, results):
+    started, saw = threading.Event(), []
+
+    def slow(job):
+        started.set()
+        while not job.cancelled():
+            time.sleep(0.001)
+        saw.append(True)
+        return "old"
+
+    jobs.submit("click", slow, results.append, results.append)
+    assert started.wait(5)
+    jobs.submit("click", lambda job: "new", results.append, results.append)
+    jobs.finish()
+    assert results == ["new"]
+    assert saw == [True]
+
+
+def test_a_click_goes_before_prefetching_and_stops_the_one_that_runs(jobs, results):
+    started = threading.Event()
+
+    def prefetch(job):
+        started.set()
+        while not job.cancelled():
+            time.sleep(0.001)
+
+    jobs.submit("prefetch 1", prefetch, results.append, results.append, urgent=False)
+    assert started.wait(5)
+    jobs.submit("prefetch 2", lambda job: "fetched", results.append, results.append, urgent=False)
+    jobs.submit("click", lambda job: "clicked", results.append, results.append)
+    jobs.finish()
+    assert results == ["clicked", "fetched"]
+
+
+def test_errors_are_delivered_and_the_thread_goes_on(jobs, results):
+    jobs.submit("bad", lambda job: 1 / 0, results.append, lambda error: results.append(type(error)))
+    jobs.submit("good", lambda job: "fine", results.append, results.append)
+    jobs.finish()
+    assert results == [ZeroDivisionError, "fine"]
+
+
+def test_cancelling_all_delivers_nothing_even_what_was_finished(jobs, results, gate):
+    jobs.submit("next", lambda job: "next", results.append, results.append)
+    jobs.cancel()
+    gate.set()
+    jobs.finish()
+    assert results == []
+
+
+def test_cancelling_one_key_leaves_the_others(jobs, results, gate):
+    jobs.submit("a", lambda job: "a", results.append, results.append)
+    jobs.submit("b", lambda job: "b", results.append, results.append)
+    jobs.cancel("a")
+    gate.set()
+    jobs.finish()
+    assert results == ["gate", "b"]
+
+
+def test_a_callback_may_submit_the_next_job(jobs, results):
+    def again(value):
+        results.append(value)
+        if value < 3:
+            jobs.submit("count", lambda job: value + 1, again, results.append)
+
+    jobs.submit("count", lambda job: 1, again, results.append)
+    jobs.finish()
+    assert results == [1, 2, 3]
+
+
+def test_progress_and_label_can_be_read_while_it_runs(jobs, results):
+    reached, go_on = threading.Event(), threading.Event()
+
+    def work(job):
+        job.progress = 0.5
+        reached.set()
+        go_on.wait(5)
+
+    jobs.submit("a", work, results.append, results.append, label="Segmenting")
+    assert reached.wait(5)
+    assert (jobs.current().label, jobs.current().progress) == ("Segmenting", 0.5)
+    go_on.set()
+    jobs.finish()
+    assert jobs.current() is None
+    assert not jobs.busy()
+
+
+def test_stopping_ends_the_thread_and_refuses_more(jobs):
+    jobs.submit("a", lambda job: None, lambda _: None, lambda _: None)
+    jobs.stop()
+    assert not jobs._thread.is_alive()
+    with pytest.raises(RuntimeError, match="stopped"):
+        jobs.submit("b", lambda job: None, lambda _: None, lambda _: None)
+
+
+def test_waiting_for_work_that_never_ends_gives_up(jobs, gate):
+    with pytest.raises(TimeoutError):
+        jobs.finish(0.1)
