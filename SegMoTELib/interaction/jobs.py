@@ -17,7 +17,7 @@ class Job:
     Attributes:
         key: a newer job with an equal key replaces this one. work: called on the worker thread with the job.
         done, failed: called by ``Jobs.deliver`` with the result, or the exception.
-        urgent: goes before all that are not, and stops them.
+        urgent: goes before all that are not.
         label: what is being done, for a status line. progress: 0 to 1, or None while unknown; written by ``work``.
     """
 
@@ -54,7 +54,8 @@ class Jobs:
         self._stopped = False
 
     def submit(self, key: Hashable, work: Callable[[Job], Any], done: Callable[[Any], None],
-               failed: Callable[[Exception], None], urgent: bool = True, label: str = "") -> Job:
+               failed: Callable[[Exception], None], urgent: bool = True, label: str = "",
+               progress: float | None = None) -> Job:
         """Queue work, in place of an older job with the same key.
 
         Raises:
@@ -62,10 +63,10 @@ class Jobs:
         """
         if self._stopped:
             raise RuntimeError("the jobs were stopped")
-        job = Job(key, work, done, failed, urgent, label)
+        job = Job(key, work, done, failed, urgent, label, progress)
         with self._condition:
             for other in self._all():
-                if other.key == key or (urgent and not other.urgent and other is self._running):
+                if other.key == key:
                     other.cancel()
             self._waiting = deque(other for other in self._waiting if not other.cancelled())
             self._waiting.append(job)

@@ -167,19 +167,17 @@ class PromptSet:
 
     def snapshot(self) -> dict:
         """Everything needed to come back to these prompts."""
-        points = {kind: [(_position(node, i), _orientation(node, i)) for i in _defined(node)]
-                  for kind in (POSITIVE, NEGATIVE) for node in self._nodes(kind)}
+        points = {kind: [(_position(node, i), _orientation(node, i)) for node in self._nodes(kind)
+                         for i in _defined(node)] for kind in (POSITIVE, NEGATIVE)}
         return {**points, BOX: [(*_box_frame(node), list(node.GetSize())) for node in self.boxes()]}
 
     def restore(self, snapshot: dict) -> None:
         """Come back to a snapshot."""
-        if snapshot == self.snapshot():
-            return
         with self.quiet():
             for kind in (POSITIVE, NEGATIVE):
                 for node in self._nodes(kind):
                     node.RemoveAllControlPoints()
-                for position, rotation in snapshot.get(kind, ()):
+                for position, rotation in snapshot[kind]:
                     node = self.node(kind)
                     _set_orientation(node, node.AddControlPoint(position.tolist()), rotation)
             transform = self.node(POSITIVE).GetTransformNodeID()

@@ -16,7 +16,6 @@ from SegMoTELib.imaging.planes import MaskPatch
 from SegMoTELib.mrml.volumes import world_to_volume
 
 EDITOR = "vtkMRMLSegmentEditorNode"
-UNDO_STATES = 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Change:
 
 
 class SegmentWriter:
-    """Writes masks with the user's overwrite mode and masking, one undo step each.
+    """Writes masks with the user's overwrite mode and masking, and takes exactly them back.
 
     The user's own editor node is read and never changed; the writer has a hidden one of its own.
 
@@ -54,7 +53,6 @@ class SegmentWriter:
         self.scene = scene
         self.logic = slicer.vtkSlicerSegmentEditorLogic()
         self.logic.SetMRMLScene(scene)
-        self.logic.SetMaximumNumberOfUndoStates(UNDO_STATES)
         self.node = scene.GetSingletonNode("SegMoTE", EDITOR)
         if self.node is None:
             self.node = slicer.vtkMRMLSegmentEditorNode()
@@ -65,7 +63,7 @@ class SegmentWriter:
         self.logic.SetSegmentEditorNode(self.node)
 
     def write(self, segmentation: Any, segment_id: str, volume: Any, changes: list[Change]) -> list[Written | None]:
-        """Put masks into a segment; what the same prompts wrote before is taken back first. One undo step.
+        """Put masks into a segment, after taking back what the same prompts wrote before.
 
         Other voxels of the segment stay, and a neighbour gets back what a replaced answer had taken from it.
 
@@ -80,11 +78,23 @@ class SegmentWriter:
         """
         self.check(segmentation, segment_id)
         self._follow(segmentation, segment_id, volume)
-        self.logic.SaveStateForUndo()
-        for change in changes:
-            if change.previous is not None:
-                self._take_back(segmentation, segment_id, volume, change.previous)
-        return [self._add(segmentation, segment_id, volume, change.patch) for change in changes]
+        self._take_back(segmentation, segment_id, volume,
+                        [change.previous for change in changes if change.previous is not None])
+        patches = [change.patch for change in changes]
+        put = iter(self._put(segmentation, segment_id, volume, [patch for patch in patches if patch is not None]))
+        return [None if patch is None else next(put) for patch in patches]
+
+    def exchange(self, segmentation: Any, segment_id: str, volume: Any, back: list[Written],
+                 again: list[Written]) -> None:
+        """Take answers back and put others in again exactly as they were, for undo and redo; errors as in ``write``."""
+        self.check(segmentation, segment_id)
+        self._follow(segmentation, segment_id, volume)
+        self._take_back(segmentation, segment_id, volume, back)
+        extent, added, taken = _merged(again)
+        if added is not None:
+            self._modify(segmentation, segment_id, volume, extent, added, self.logic.ModificationModeAdd, exact=True)
+            for other, mask in taken.items():
+                self._modify(segmentation, other, volume, extent, mask, self.logic.ModificationModeRemove, exact=True)
 
     @staticmethod
     def check(segmentation: Any, segment_id: str) -> None:
@@ -95,42 +105,38 @@ class SegmentWriter:
         if _is_locked(segment):
             raise SegmentError(f"The segment {segment.GetName()} is locked; unlock it, or choose another.")
 
-    def _take_back(self, segmentation: Any, segment_id: str, volume: Any, written: Written) -> None:
-        if written.added.any():
-            self._modify(segmentation, segment_id, volume, written.extent, written.added,
-                         self.logic.ModificationModeRemove, bypass=True)
-        for other, mask in written.taken.items():
-            if segmentation.GetSegmentation().GetSegment(other) is not None:
-                self._modify(segmentation, other, volume, written.extent, mask, self.logic.ModificationModeAdd,
-                             bypass=True)
+    def _take_back(self, segmentation: Any, segment_id: str, volume: Any, written: list[Written]) -> None:
+        extent, added, taken = _merged(written)
+        if added is None:
+            return
+        self._modify(segmentation, segment_id, volume, extent, added, self.logic.ModificationModeRemove, exact=True)
+        for other, mask in taken.items():
+            self._modify(segmentation, other, volume, extent, mask, self.logic.ModificationModeAdd, exact=True)
 
-    def _add(self, segmentation: Any, segment_id: str, volume: Any, patch: MaskPatch | None) -> Written | None:
-        if patch is None:
-            return None
+    def _put(self, segmentation: Any, segment_id: str, volume: Any, patches: list[MaskPatch]) -> list[Written]:
+        """Add masks at once; a voxel that several of them add counts for the first."""
+        if not patches:
+            return []
+        extent = _union([patch.extent for patch in patches])
+        mask = np.zeros(_shape(extent), bool)
+        for patch in patches:
+            mask[_inside(extent, patch.extent)] |= patch.array
         ids = [segment_id]
         if self.node.GetOverwriteMode() != slicer.vtkMRMLSegmentEditorNode.OverwriteNone:
             ids = list(segmentation.GetSegmentation().GetSegmentIDs())
-        before = {one: segment_mask(segmentation, one, volume, patch.extent) for one in ids}
-        self._modify(segmentation, segment_id, volume, patch.extent, patch.array, self.logic.ModificationModeAdd)
-        after = {one: segment_mask(segmentation, one, volume, patch.extent) for one in ids
-                 if one == segment_id or before[one].any()}
-        taken = {one: before[one] & ~mask for one, mask in after.items()
-                 if one != segment_id and (before[one] & ~mask).any()}
-        return Written(patch.extent, after[segment_id] & ~before[segment_id], taken)
-
-    def undo(self) -> bool:
-        """Take the last write back; False where there is none."""
-        possible = bool(self.logic.CanUndo())
-        if possible:
-            self.logic.Undo()
-        return possible
-
-    def redo(self) -> bool:
-        """Write again what was taken back; False where there is nothing."""
-        possible = bool(self.logic.CanRedo())
-        if possible:
-            self.logic.Redo()
-        return possible
+        before = {one: segment_mask(segmentation, one, volume, extent) for one in ids}
+        self._modify(segmentation, segment_id, volume, extent, mask, self.logic.ModificationModeAdd)
+        added = segment_mask(segmentation, segment_id, volume, extent) & ~before.pop(segment_id)
+        taken = {one: was & ~segment_mask(segmentation, one, volume, extent) for one, was in before.items()
+                 if (was & mask).any()}
+        found = []
+        for patch in patches:
+            block = _inside(extent, patch.extent)
+            found.append(Written(patch.extent, added[block] & patch.array,
+                                 {one: lost[block] & patch.array for one, lost in taken.items()}))
+            for rest in (added, *taken.values()):
+                rest[block] &= ~patch.array
+        return found
 
     def close(self) -> None:
         """Remove the writer's own node, e.g. before the scene closes."""
@@ -156,7 +162,10 @@ class SegmentWriter:
         self.logic.UpdateAlignedSourceVolume()
         self.logic.UpdateMaskLabelmap()
 
-    def _modify(self, segmentation, segment_id, volume, extent, array, mode, bypass: bool = False) -> None:
+    def _modify(self, segmentation, segment_id, volume, extent, array, mode, exact: bool = False) -> None:
+        """Change a segment by a mask; ``exact``: whatever the masking says, and without touching its neighbours."""
+        if not array.any() or segmentation.GetSegmentation().GetSegment(segment_id) is None:
+            return
         labelmap = slicer.vtkOrientedImageData()
         labelmap.SetExtent(*(int(value) for value in extent))
         labelmap.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
@@ -167,16 +176,28 @@ class SegmentWriter:
             slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
                 labelmap, self.logic.GetReferenceGeometryImage(), aligned, False, True)  # nearest, beyond its edges
             labelmap = aligned
-        self.logic.ModifySegmentByLabelmap(segmentation, segment_id, labelmap, mode, False, bypass)
+        overwrite = self.node.GetOverwriteMode()
+        if exact:
+            self.node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
+        self.logic.ModifySegmentByLabelmap(segmentation, segment_id, labelmap, mode, False, exact)
+        self.node.SetOverwriteMode(overwrite)
 
 
 def prepare_segmentation(segmentation: Any, volume: Any) -> None:
-    """Give an empty segmentation the volume's geometry and parent transform; one with segments is left as it is."""
-    if segmentation.GetSegmentation().GetNumberOfSegments() == 0:
+    """Give an empty segmentation the volume's geometry and parent transform; one with content is left as it is."""
+    if all(_is_empty(segmentation, one) for one in segmentation.GetSegmentation().GetSegmentIDs()):
         segmentation.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     if segmentation.GetDisplayNode() is None:
         segmentation.CreateDefaultDisplayNodes()
+
+
+def _is_empty(segmentation: Any, segment_id: str) -> bool:
+    labelmap = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
+    if labelmap is not None:
+        return labelmap.IsEmpty()
+    return segmentation.GetSegmentation().GetNumberOfSegments() == 0 or \
+        not segmentation.GetSegmentation().GetContainedRepresentationNames()
 
 
 def segment_mask(segmentation: Any, segment_id: str, volume: Any, extent: tuple[int, ...]) -> np.ndarray:
@@ -185,7 +206,7 @@ def segment_mask(segmentation: Any, segment_id: str, volume: Any, extent: tuple[
     reference.SetExtent(*(int(value) for value in extent))
     reference.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
     reference.SetImageToWorldMatrix(_voxels_in(segmentation, volume))
-    shape = tuple(extent[2 * axis + 1] - extent[2 * axis] + 1 for axis in (2, 1, 0))
+    shape = _shape(extent)
     source = slicer.vtkOrientedImageData()
     segmentation.GetBinaryLabelmapRepresentation(segment_id, source)
     if source.IsEmpty():
@@ -222,3 +243,35 @@ def _same_place(segmentation: Any, volume: Any) -> bool:
 def _is_locked(segment: Any) -> bool:
     return slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentStatus(segment) == \
         slicer.vtkSlicerSegmentationsModuleLogic.Completed
+
+
+def _shape(extent: tuple[int, ...]) -> tuple[int, ...]:
+    """(k, j, i) voxels of an inclusive extent."""
+    return tuple(int(extent[2 * axis + 1] - extent[2 * axis] + 1) for axis in (2, 1, 0))
+
+
+def _union(extents: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The smallest extent around others."""
+    array = np.array(extents)
+    return tuple(int(array[:, i].min() if i % 2 == 0 else array[:, i].max()) for i in range(6))
+
+
+def _inside(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[slice, ...]:
+    """Index of an extent in an array of another."""
+    return tuple(slice(int(inner[2 * axis] - outer[2 * axis]), int(inner[2 * axis + 1] - outer[2 * axis] + 1))
+                 for axis in (2, 1, 0))
+
+
+def _merged(written: list[Written]) -> tuple[tuple[int, ...], np.ndarray | None, dict[str, np.ndarray]]:
+    """Several answers as one: extent, added, taken; None for added where there are none."""
+    if not written:
+        return (), None, {}
+    extent = _union([one.extent for one in written])
+    added = np.zeros(_shape(extent), bool)
+    taken: dict[str, np.ndarray] = {}
+    for one in written:
+        block = _inside(extent, one.extent)
+        added[block] |= one.added
+        for other, mask in one.taken.items():
+            taken.setdefault(other, np.zeros(_shape(extent), bool))[block] |= mask
+    return extent, added, taken

@@ -75,20 +75,14 @@ def test_a_running_job_is_told_when_it_is_replaced_and_its_result_is_dropped(job
     assert saw == [True]
 
 
-def test_a_click_goes_before_prefetching_and_stops_the_one_that_runs(jobs, results):
-    started = threading.Event()
-
-    def prefetch(job):
-        started.set()
-        while not job.cancelled():
-            time.sleep(0.001)
-
-    jobs.submit("prefetch 1", prefetch, results.append, results.append, urgent=False)
-    assert started.wait(5)
-    jobs.submit("prefetch 2", lambda job: "fetched", results.append, results.append, urgent=False)
+def test_a_click_goes_before_prefetching(jobs, results, gate):
+    for number in (1, 2):
+        jobs.submit(f"prefetch {number}", lambda job, number=number: number, results.append, results.append,
+                    urgent=False)
     jobs.submit("click", lambda job: "clicked", results.append, results.append)
+    gate.set()
     jobs.finish()
-    assert results == ["clicked", "fetched"]
+    assert results == ["gate", "clicked", 1, 2]
 
 
 def test_errors_are_delivered_and_the_thread_goes_on(jobs, results):

@@ -88,18 +88,31 @@ def test_an_answer_can_be_taken_back_without_another(writer, segmentation, volum
     assert not cells(segmentation, ready[0], volume).any()
 
 
-def test_several_planes_are_one_undo_step(writer, segmentation, volume, ready):
-    writer.write(segmentation, ready[0], volume, [Change(block(3, 9, 3, 9, k, k)) for k in (2, 3, 4)])
+def test_answers_can_be_exchanged_back_and_forth(writer, segmentation, volume, ready):
+    changes = [Change(block(3, 9, 3, 9, k, k)) for k in (2, 3, 4)]
+    written = writer.write(segmentation, ready[0], volume, changes)
     assert cells(segmentation, ready[0], volume).sum() == 3 * 49
-    assert writer.undo()
+    writer.exchange(segmentation, ready[0], volume, written, [])
     assert not cells(segmentation, ready[0], volume).any()
-    assert writer.redo()
-    assert cells(segmentation, ready[0], volume).sum() == 3 * 49
+    writer.exchange(segmentation, ready[0], volume, [], written[:2])
+    assert cells(segmentation, ready[0], volume).sum() == 2 * 49
 
 
-def test_nothing_to_undo_is_said(writer):
-    assert not writer.undo()
-    assert not writer.redo()
+def test_what_the_user_painted_since_survives_taking_an_answer_back(writer, segmentation, volume, ready):
+    (written,) = writer.write(segmentation, ready[0], volume, [Change(block(3, 9, 3, 9, 5, 5))])
+    writer.write(segmentation, ready[0], volume, [Change(block(15, 16, 3, 9, 8, 8))])  # as a brush would
+    writer.exchange(segmentation, ready[0], volume, [written], [])
+    found = cells(segmentation, ready[0], volume)
+    assert found.sum() == found[8].sum() == 14
+
+
+def test_planes_that_cross_share_their_voxels_once(writer, segmentation, volume, ready):
+    flat, upright = block(3, 9, 3, 9, 5, 5), block(6, 6, 3, 9, 2, 8)
+    first, second = writer.write(segmentation, ready[0], volume, [Change(flat), Change(upright)])
+    assert first.added.sum() == 49
+    assert second.added.sum() == 49 - 7
+    writer.exchange(segmentation, ready[0], volume, [second], [])
+    assert cells(segmentation, ready[0], volume).sum() == 49
 
 
 def test_a_neighbour_is_kept_by_default(writer, segmentation, volume, ready):
@@ -118,6 +131,7 @@ def test_the_segment_editors_overwrite_mode_holds_and_a_correction_gives_the_nei
     writer.write(segmentation, ready[1], volume, [Change(block(9, 12, 3, 9, 5, 5), leak)])
     assert cells(segmentation, ready[0], volume).sum() == 49 - 7
     assert cells(segmentation, ready[1], volume).sum() == 28
+    writer.exchange(segmentation, ready[1], volume, [], [])
     assert node.GetOverwriteMode() == slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments
 
 
@@ -144,7 +158,6 @@ def test_a_locked_segment_is_refused_with_its_name(writer, segmentation, volume,
     with pytest.raises(SegmentError, match="one is locked"):
         writer.write(segmentation, ready[0], volume, [Change(block(3, 9, 3, 9, 5, 5))])
     assert not cells(segmentation, ready[0], volume).any()
-    assert not writer.undo()
 
 
 def test_a_hidden_segment_is_written(writer, segmentation, volume, ready):
