@@ -23,13 +23,14 @@ from SegMoTELib.mrml.volumes import to_own_ras, volume_of, world_to_volume
 OWNER = "SegMoTE.Segment"  # node attribute: the segment that the prompts belong to
 KIND = "SegMoTE.Prompt"  # node attribute: one of POSITIVE, NEGATIVE, BOX
 SEGMENTATION = "SegMoTE.Segmentation"  # role of the reference to the segmentation
-POSITIVE, NEGATIVE, BOX = "positive", "negative", "box"
-COLORS = {POSITIVE: (0.10, 0.75, 0.25), NEGATIVE: (0.90, 0.15, 0.15), BOX: (0.95, 0.75, 0.10)}
-SUFFIX = {POSITIVE: "points", NEGATIVE: "excluded", BOX: "box"}
+POSITIVE, NEGATIVE, BOX, DRAWING = "positive", "negative", "box", "drawing"
+COLORS = {POSITIVE: (0.10, 0.75, 0.25), NEGATIVE: (0.90, 0.15, 0.15), BOX: (0.95, 0.75, 0.10), DRAWING: (0.95, 0.75, 0.10)}
+SUFFIX = {POSITIVE: "points", NEGATIVE: "excluded", BOX: "box", DRAWING: "box being drawn"}
 BOX_DEPTH = 0.5  # of a slice: thickness of the ROI along its view's normal
 EVENTS = {POSITIVE: ("PointPositionDefinedEvent", "PointEndInteractionEvent", "PointRemovedEvent"),
-          BOX: ("PointEndInteractionEvent",)}
+          BOX: ("PointEndInteractionEvent",), DRAWING: ()}
 EVENTS[NEGATIVE] = EVENTS[POSITIVE]
+ORIENTED = "placed in a slice view"  # description of a control point whose orientation is that of its view
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class PromptSet:
         self.scene, self.segmentation, self.segment_id = scene, segmentation, segment_id
         self._changed: Callable[[], None] | None = None
         self._observed: list[tuple[Any, int]] = []
+        self._made: list[Any] = []  # still to be found when the segmentation is gone
         self._quiet = 0
 
     def node(self, kind: str) -> Any:
@@ -102,12 +104,40 @@ class PromptSet:
             _set_orientation(node, index, _own_rotation(volume_node, orientation))
         self.changed()
 
-    def orient_point(self, volume_node: Any, kind: str, index: int, orientation: np.ndarray) -> None:
-        """Tell a point that the user placed or dragged which view that was in; see ``add_point``."""
-        node = self.node(kind)
+    def orient_new(self, volume_node: Any, view_at: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Tell the points that the user has just placed which view that was in; older ones keep theirs.
+
+        Args:
+            view_at: (3,) world RAS -> orientation of the view, see ``add_point``.
+        """
         self.follow(volume_node)
         with self.quiet():
-            _set_orientation(node, index, _own_rotation(volume_node, orientation))
+            for kind in (POSITIVE, NEGATIVE):
+                for node in self._nodes(kind):
+                    for index in _defined(node):
+                        if node.GetNthControlPointDescription(index) != ORIENTED:
+                            world = [0.0] * 3
+                            node.GetNthControlPointPositionWorld(index, world)
+                            _set_orientation(node, index, _own_rotation(volume_node, view_at(np.array(world))))
+
+    def start_box(self, volume_node: Any) -> Any:
+        """An empty ROI node for the user to draw in a slice view; hand it to ``finish_box`` when both corners are set."""
+        for node in self._nodes(DRAWING):
+            self.scene.RemoveNode(node)
+        node = self._create("vtkMRMLMarkupsROINode", DRAWING)
+        self.follow(volume_node)
+        return node
+
+    def finish_box(self, volume_node: Any, node: Any, first: np.ndarray, orientation: np.ndarray) -> Any:
+        """Make a box of a drawn ROI; arguments, result and errors as in ``add_box``.
+
+        Args:
+            first: (3,) world RAS of the corner set first; Slicer's ROI itself only knows extents along R, A and S.
+        """
+        center = [0.0] * 3
+        node.GetCenterWorld(center)
+        self.scene.RemoveNode(node)
+        return self.add_box(volume_node, np.array([first, 2 * np.array(center) - first]), orientation)
 
     def add_box(self, volume_node: Any, corners: np.ndarray, orientation: np.ndarray) -> Any:
         """Place a box on a plane, in place of the one there.
@@ -201,13 +231,20 @@ class PromptSet:
     def remove(self) -> None:
         """Remove the nodes from the scene."""
         self.observe(None)
-        for node in self._all():
-            self.scene.RemoveNode(node)
+        for node in {*self._all(), *self._made}:
+            if node.GetScene() is not None:
+                self.scene.RemoveNode(node)
+        self._made = []
 
     def set_visible(self, visible: bool) -> None:
         """Show or hide the markups."""
         for node in self._all():
             node.SetDisplayVisibility(visible)
+
+    def segment_exists(self) -> bool:
+        """False once the segment or its segmentation was deleted."""
+        return (self.segmentation.GetScene() is not None
+                and self.segmentation.GetSegmentation().GetSegment(self.segment_id) is not None)
 
     def is_empty(self) -> bool:
         """True without any placed point or box."""
@@ -250,10 +287,11 @@ class PromptSet:
         node.SetAttribute(OWNER, self.segment_id)
         node.SetAttribute(KIND, kind)
         node = self.scene.AddNode(node)
+        self._made.append(node)
         node.SetNodeReferenceID(SEGMENTATION, self.segmentation.GetID())
         node.CreateDefaultDisplayNodes()
         _style(node.GetDisplayNode(), kind)
-        if kind != BOX:
+        if kind not in (BOX, DRAWING):
             node.SetControlPointLabelFormat("")
         if self._changed is not None:
             self._watch(node)
@@ -335,6 +373,7 @@ def _set_orientation(node: Any, index: int, rotation: np.ndarray) -> None:
     wxyz = [0.0] * 4
     slicer.vtkMRMLMarkupsNode.ConvertOrientationMatrixToWXYZ(rotation.ravel().tolist(), wxyz)
     node.SetNthControlPointOrientation(index, *wxyz)
+    node.SetNthControlPointDescription(index, ORIENTED)
 
 
 def _box_frame(node: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -354,7 +393,7 @@ def _style(display: Any, kind: str) -> None:
     display.SetSelectedColor(*COLORS[kind])
     display.SetColor(*COLORS[kind])
     display.SetActiveColor(*COLORS[kind])
-    if kind == BOX:
+    if kind in (BOX, DRAWING):
         display.SetFillOpacity(0.1)
         display.SetPropertiesLabelVisibility(False)
         display.SetHandlesInteractive(False)

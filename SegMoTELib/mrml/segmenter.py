@@ -75,15 +75,17 @@ class SceneSegmenter:
 
     Args:
         scene: vtkMRMLScene. told: called with a sentence for the status line, and whether it is an error.
+        jobs: the job thread; its own by default.
 
     Attributes:
         predictor: the model, a ``Predictor``; set before the first request.
         mapping: intensity mapping, see ``SegMoTELib.imaging.intensity``. smoothing: of outlines, millimetres.
     """
 
-    def __init__(self, scene: Any, told: Callable[[str, bool], None] = lambda text, error: None) -> None:
+    def __init__(self, scene: Any, told: Callable[[str, bool], None] = lambda text, error: None,
+                 jobs: Jobs | None = None) -> None:
         self.scene, self.told = scene, told
-        self.jobs = Jobs()
+        self.jobs = jobs or Jobs()
         self.predictor: Any = None
         self.mapping = "window"
         self.smoothing = 0.0
@@ -207,7 +209,9 @@ class SceneSegmenter:
 
     def accept(self, segmentation: Any, segment_id: str) -> None:
         """Remove the segment's prompts and keep its mask as it is, e.g. before the next object."""
-        key = (segmentation.GetID(), segment_id)
+        self._forget((segmentation.GetID(), segment_id))
+
+    def _forget(self, key: tuple) -> None:
         self.jobs.cancel(("prompts", *key))
         if key in self._prompts:
             self._prompts.pop(key).remove()
@@ -217,6 +221,12 @@ class SceneSegmenter:
         self._undone = [step for step in self._undone if step.target.key != key]
 
     # --- the end ---------------------------------------------------------------------------------------------------
+
+    def forget_deleted(self) -> None:
+        """Remove the prompts of segments and segmentations that were deleted."""
+        for key, prompts in list(self._prompts.items()):
+            if not prompts.segment_exists():
+                self._forget(key)
 
     def reset(self) -> None:
         """Forget everything computed and everything in flight, e.g. for another model or when the scene closes."""

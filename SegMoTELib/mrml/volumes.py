@@ -55,14 +55,27 @@ def to_own_ras(node: Any, world: np.ndarray) -> np.ndarray:
     return np.asarray(world, np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
-def plane_of(slice_node: Any, node: Any) -> SlicePlane:
-    """The plane that a slice view shows, in the volume's own RAS.
+def plane_of(slice_to_world: np.ndarray, node: Any) -> SlicePlane:
+    """The plane of a slice view, (4, 4) slice to world RAS, in the volume's own RAS.
 
     Raises:
         VolumeError: the view does not meet the volume, or a transform that is not linear.
     """
-    slice_to_world = slicer.util.arrayFromVTKMatrix(slice_node.GetSliceToRAS())
     return SlicePlane.from_slice_to_ras(volume_of(node), world_to_volume(node) @ slice_to_world)
+
+
+def view_along(node: Any, orientation: str) -> np.ndarray:
+    """(4, 4) slice-to-world matrix of a view along the volume's own "axial", "coronal" or "sagittal" slices, centred.
+
+    Raises:
+        VolumeError: another orientation, or a volume that cannot be segmented.
+    """
+    volume = volume_of(node)
+    plane = SlicePlane.through(volume, orientation, volume.to_ras((np.array(volume.shape) - 1) / 2))
+    matrix = plane.pixel_to_ras @ np.diag([1.0, -1, 1, 1])
+    matrix[:3, :3] /= np.linalg.norm(matrix[:3, :3], axis=0)
+    matrix[:3, 3] = volume.to_ras((np.array(volume.shape) - 1) / 2)
+    return np.linalg.inv(world_to_volume(node)) @ matrix
 
 
 def window_of(node: Any) -> tuple[float, float] | None:

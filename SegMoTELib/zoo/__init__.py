@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from SegMoTELib.errors import CheckpointError
 
 MODELS_FOLDER = Path(__file__).resolve().parents[2] / "Resources" / "Models"
 BUNDLED = ("segmote-tiny",)
+LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
@@ -29,3 +32,41 @@ def resolve_model(name_or_path: str | Path) -> Path:
     if not path.is_file():
         raise CheckpointError(f"{name}: neither a bundled model ({', '.join(BUNDLED)}) nor an existing weights file.")
     return path
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a weights file says of itself.
+
+    Attributes:
+        name: of the architecture. licence: of the weights, or "" where the file does not say.
+        targets: (name, modality) of what Auto finds; empty where it was not trained.
+    """
+
+    name: str
+    licence: str
+    targets: tuple[tuple[str, str], ...]
+
+
+def read_card(path: str | Path) -> ModelCard:
+    """Read a safetensors file's own description, without torch; other files have none.
+
+    Raises:
+        CheckpointError: a safetensors file that is damaged.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return ModelCard(path.stem, "", ())
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= LARGEST_HEADER:
+                raise ValueError("its header is too long")
+            metadata = json.loads(file.read(length)).get("__metadata__") or {}
+        config = json.loads(metadata.get("config", "{}"))
+        trained = json.loads(metadata.get("trained", "{}"))
+        targets = tuple((str(one["name"]), str(one["modality"])) for one in config.get("auto_targets", ()))
+        return ModelCard(str(config.get("name", path.stem)), str(metadata.get("licence", "")),
+                         targets if trained.get("auto") else ())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error

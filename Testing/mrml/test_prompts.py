@@ -178,3 +178,33 @@ def test_prompts_of_two_segments_are_two_sets(scene, segmentation, prompts, volu
     assert other.is_empty()
     assert prompts.node(POSITIVE).GetName() == "kidney points"
     assert prompts.node(NEGATIVE) is not other.node(NEGATIVE)
+
+
+def test_a_point_placed_by_the_user_gets_the_orientation_of_its_view_once(prompts, volume):
+    asked = []
+
+    def view_at(position):
+        asked.append(position)
+        return TILTED
+
+    place = world(volume, (10, 10, 6))
+    prompts.follow(volume)
+    prompts.node(POSITIVE).AddControlPoint(place.tolist())
+    prompts.orient_new(volume, view_at)
+    prompts.orient_new(volume, view_at)
+    assert len(asked) == 1
+    np.testing.assert_allclose(asked[0], place, atol=1e-6)
+    assert abs(prompts.on_planes(volume)[0][0].plane.normal @ TILTED[:, 2]) > 1 - 1e-6
+
+
+def test_a_box_drawn_in_a_turned_view_has_the_corners_that_were_clicked(prompts, volume):
+    first, second = (world(volume, (10, 10, 6)) + TILTED @ offset for offset in ((-3.0, 1, 0), (1.0, -2, 0)))
+    drawn = prompts.start_box(volume)
+    drawn.AddControlPoint(first.tolist())
+    drawn.AddControlPoint(second.tolist())
+    assert prompts.on_planes(volume) == ([], [])
+    prompts.finish_box(volume, drawn, first, TILTED)
+    (found,), _ = prompts.on_planes(volume)
+    in_view = np.sort((found.box - first) @ TILTED, axis=0)
+    np.testing.assert_allclose(in_view[:, :2], [[0, -3], [4, 0]], atol=1e-6)
+    assert drawn.GetScene() is None

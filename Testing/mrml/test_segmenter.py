@@ -251,6 +251,18 @@ def test_deleting_what_a_running_answer_is_for_is_harmless(scene, segmenter, tar
     assert not segmenter.undo()
 
 
+@pytest.mark.parametrize("gone", ["segmentation", "segment"])
+def test_the_prompts_of_a_deleted_segment_are_removed(scene, segmenter, target, gone):
+    click(segmenter, target, (24, 30, 12))
+    if gone == "segment":
+        target.segmentation.GetSegmentation().RemoveSegment(target.segment_id)
+    else:
+        scene.RemoveNode(target.segmentation)
+    segmenter.forget_deleted()
+    assert scene.GetNumberOfNodesByClass("vtkMRMLMarkupsFiducialNode") == 0
+    assert not segmenter.can_undo()
+
+
 def test_a_newer_click_replaces_the_one_still_computing(segmenter, target):
     prompts = segmenter.prompts(target.segmentation, target.segment_id)
     for ijk in ((24, 30, 12), (50, 44, 12)):
@@ -320,7 +332,7 @@ def test_auto_on_several_slices_is_one_step_and_can_be_cancelled(segmenter, targ
 
 
 def test_an_auto_target_that_the_model_lacks_is_refused_with_what_it_has(segmenter, target):
-    with pytest.raises(PromptError, match="it offers: .*polyp"):
+    with pytest.raises(PromptError, match=r"it offers: .*polyp"):
         segmenter.auto(target, "unicorn", [])
 
 
