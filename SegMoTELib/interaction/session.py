@@ -7,13 +7,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from SegMoTELib.errors import PromptError
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.volume import Volume
-from SegMoTELib.interaction.predictor import EncodedImage, Predictor
+
+if TYPE_CHECKING:  # a session is made of what it is given; importing it needs no torch
+    from SegMoTELib.interaction.predictor import EncodedImage, Predictor
 
 BUDGET = 1 << 30  # bytes of encoded planes kept
 ON_PLANE = 0.5  # slices: how far from a plane a prompt still belongs to it

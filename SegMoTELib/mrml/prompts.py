@@ -24,7 +24,8 @@ OWNER = "SegMoTE.Segment"  # node attribute: the segment that the prompts belong
 KIND = "SegMoTE.Prompt"  # node attribute: one of POSITIVE, NEGATIVE, BOX
 SEGMENTATION = "SegMoTE.Segmentation"  # role of the reference to the segmentation
 POSITIVE, NEGATIVE, BOX, DRAWING = "positive", "negative", "box", "drawing"
-COLORS = {POSITIVE: (0.10, 0.75, 0.25), NEGATIVE: (0.90, 0.15, 0.15), BOX: (0.95, 0.75, 0.10), DRAWING: (0.95, 0.75, 0.10)}
+COLORS = {POSITIVE: (0.10, 0.75, 0.25), NEGATIVE: (0.90, 0.15, 0.15), BOX: (0.95, 0.75, 0.10),
+          DRAWING: (0.95, 0.75, 0.10)}
 SUFFIX = {POSITIVE: "points", NEGATIVE: "excluded", BOX: "box", DRAWING: "box being drawn"}
 BOX_DEPTH = 0.5  # of a slice: thickness of the ROI along its view's normal
 EVENTS = {POSITIVE: ("PointPositionDefinedEvent", "PointEndInteractionEvent", "PointRemovedEvent"),
@@ -121,7 +122,7 @@ class PromptSet:
                             _set_orientation(node, index, _own_rotation(volume_node, view_at(np.array(world))))
 
     def start_box(self, volume_node: Any) -> Any:
-        """An empty ROI node for the user to draw in a slice view; hand it to ``finish_box`` when both corners are set."""
+        """An empty ROI node for the user to draw in a slice view; ``finish_box`` takes it when both corners are set."""
         for node in self._nodes(DRAWING):
             self.scene.RemoveNode(node)
         node = self._create("vtkMRMLMarkupsROINode", DRAWING)

@@ -18,6 +18,7 @@ from SegMoTELib.interaction.jobs import Job, Jobs
 from SegMoTELib.interaction.session import PlaneMask, Session
 from SegMoTELib.mrml.prompts import BOX, NEGATIVE, POSITIVE, PlanePrompts, PromptSet
 from SegMoTELib.mrml.segments import Change, SegmentWriter, Written, prepare_segmentation
+from SegMoTELib.mrml.target import Target
 from SegMoTELib.mrml.volumes import volume_of, window_of
 
 log = logging.getLogger(__name__)
@@ -47,25 +48,6 @@ class Step:
     target: Target
     before: tuple[dict, dict[tuple, Answer]]
     after: tuple[dict, dict[tuple, Answer]]
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where results go: a segment of a segmentation, on a volume."""
-
-    volume: Any
-    segmentation: Any
-    segment_id: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Hashable, by the nodes' ids."""
-        return self.segmentation.GetID(), self.segment_id
-
-    def exists(self) -> bool:
-        """False once a node or the segment was deleted."""
-        return (self.volume.GetScene() is not None and self.segmentation.GetScene() is not None
-                and self.segmentation.GetSegmentation().GetSegment(self.segment_id) is not None)
 
 
 class SceneSegmenter:

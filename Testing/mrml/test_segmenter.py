@@ -11,8 +11,9 @@ from SegMoTELib.errors import PromptError, SegmentError, VolumeError  # noqa: E4
 from SegMoTELib.imaging.planes import MaskPatch, SlicePlane  # noqa: E402
 from SegMoTELib.interaction.predictor import Predictor  # noqa: E402
 from SegMoTELib.mrml.prompts import POSITIVE  # noqa: E402
-from SegMoTELib.mrml.segmenter import SceneSegmenter, Target  # noqa: E402
+from SegMoTELib.mrml.segmenter import SceneSegmenter  # noqa: E402
 from SegMoTELib.mrml.segments import Change, prepare_segmentation, segment_mask  # noqa: E402
+from SegMoTELib.mrml.target import Target  # noqa: E402
 from SegMoTELib.mrml.volumes import volume_of  # noqa: E402
 from SegMoTELib.network import load_checkpoint  # noqa: E402
 from SegMoTELib.zoo import resolve_model  # noqa: E402

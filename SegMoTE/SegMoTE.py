@@ -1,0 +1,438 @@
+"""SegMoTE: interactive segmentation with points, boxes and Auto, in any slice view.
+
+This file is the panel: widgets and wiring. ``SegMoTELogic`` does everything without it and is meant for scripts, too;
+results enter segments through ``SegMoTELib.mrml``. Nothing is installed or loaded before the first prompt, or the first
+call of the logic, asks for it.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import qt
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import *
+from slicer.util import VTKObservationMixin
+
+if (Path(__file__).parents[1] / "SegMoTELib").is_dir():  # the source tree; installed, SegMoTELib lies beside this file
+    sys.path.append(str(Path(__file__).parents[1]))
+
+from SegMoTEModule.logic import BUNDLED_MODEL, SegMoTELogic
+from SegMoTEModule.selftest import SegMoTETest  # noqa: F401 - Slicer looks for it here
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+MAPPINGS = ("window", "percentiles", "ct_soft_tissue", "ct_lung", "ct_bone", "ct_brain")
+TIMER_MS = 15  # how often finished jobs are looked for while some run
+WORKER_SECONDS = 0.01  # of every look that the job thread has the interpreter to itself
+HOVER_MS = 200  # how long the cursor rests before the slice under it is prepared
+
+
+class SegMoTE(ScriptedLoadableModule):
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = "SegMoTE"
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        self.parent.dependencies = ["Segmentations", "Markups"]
+        self.parent.contributors = ["SegMoTE contributors"]
+        self.parent.helpText = _(
+            "Click inside an object, draw a box around it, or choose a target and press Auto: the mask goes into the "
+            "selected segment. Keys while this module is open: P add point, X exclude point, B box, A Auto, "
+            "N next object, Z undo, Y redo, Esc stop placing or cancel. "
+            "Points stay with the slice plane of the view they were placed in. Not for diagnosis.")
+        self.parent.acknowledgementText = _(
+            "Method: SegMoTE, token-level mixture of experts for medical image segmentation (arXiv 2602.19213), "
+            "on segment-anything (Apache-2.0).")
+
+
+class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self.target = None  # what the active tool and the table's selection refer to
+        self.placing = False  # this module switched Slicer to placing
+        self.creating = False  # nodes are being made for a tool, which stays on
+        self.shortcuts = []
+        self.drawnBox = None  # (ROI node, first corner or None)
+
+    def setup(self):
+        ScriptedLoadableModuleWidget.setup(self)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/SegMoTE.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.logic = SegMoTELogic()
+        self.logic.onStatus = self.showStatus
+        self.logic.onBusy = self.startTimer
+        self.timer = qt.QTimer()
+        self.timer.setInterval(TIMER_MS)
+        self.timer.connect("timeout()", self.onTimer)
+        self.hoverTimer = qt.QTimer()
+        self.hoverTimer.setSingleShot(True)
+        self.hoverTimer.setInterval(HOVER_MS)
+        self.hoverTimer.connect("timeout()", self.onHover)
+        self.connectWidgets()
+        for event, method in ((slicer.vtkMRMLScene.StartCloseEvent, self.onSceneStartClose),
+                              (slicer.vtkMRMLScene.EndCloseEvent, self.onSceneChanged),
+                              (slicer.vtkMRMLScene.NodeRemovedEvent, self.onSceneChanged)):
+            self.addObserver(slicer.mrmlScene, event, method)
+        self.fillModels()
+        self.updateControls()
+
+    def connectWidgets(self):
+        ui = self.ui
+        ui.volumeSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onInputChanged)
+        ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onInputChanged)
+        ui.segmentsTable.connect("selectionChanged(QItemSelection,QItemSelection)", self.onSegmentSelected)
+        ui.addSegmentButton.connect("clicked()", self.guarded(self.onAddSegment))
+        ui.removeSegmentButton.connect("clicked()", self.guarded(self.onRemoveSegment))
+        for button, kind in self.tools():
+            button.connect("toggled(bool)", lambda checked, kind=kind: self.onTool(kind, checked))
+        for button, method in ((ui.undoButton, self.onUndo), (ui.redoButton, self.onRedo),
+                               (ui.clearButton, self.onClear), (ui.nextObjectButton, self.onNextObject),
+                               (ui.autoButton, self.onAuto)):
+            button.connect("clicked()", self.guarded(method))
+        ui.cancelButton.connect("clicked()", self.onCancel)
+        ui.targetComboBox.connect("currentIndexChanged(int)", lambda index: self.updateControls())
+        ui.modelComboBox.connect("activated(int)", self.guarded(self.onModelChosen))
+        for box in (ui.deviceComboBox, ui.precisionComboBox):
+            box.connect("activated(int)", self.guarded(lambda index: self.onModelChosen(ui.modelComboBox.currentIndex)))
+        ui.mappingComboBox.connect("currentIndexChanged(int)", self.onAdvancedChanged)
+        ui.smoothingSpinBox.connect("valueChanged(double)", self.onAdvancedChanged)
+
+    def tools(self):
+        return ((self.ui.addPointButton, "positive"), (self.ui.excludePointButton, "negative"),
+                (self.ui.boxButton, "box"))
+
+    def checkedTool(self):
+        return next((kind for button, kind in self.tools() if button.checked), None)
+
+    # --- module life -----------------------------------------------------------------------------------------------
+
+    def enter(self):
+        parent = slicer.util.mainWindow() or self.parent
+        keys = {"P": self.ui.addPointButton.click, "X": self.ui.excludePointButton.click, "B": self.ui.boxButton.click,
+                "Z": self.ui.undoButton.click, "Y": self.ui.redoButton.click, "N": self.ui.nextObjectButton.click,
+                "A": self.ui.autoButton.click, "Esc": self.onEscape}
+        for key, method in keys.items():
+            shortcut = qt.QShortcut(qt.QKeySequence(key), parent)
+            shortcut.connect("activated()", method)
+            self.shortcuts.append(shortcut)
+        applicationLogic = slicer.app.applicationLogic()
+        self.addObserver(applicationLogic.GetInteractionNode(),
+                         slicer.vtkMRMLInteractionNode.InteractionModeChangedEvent, self.onInteractionModeChanged)
+        crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        if crosshair is not None:
+            self.addObserver(crosshair, slicer.vtkMRMLCrosshairNode.CursorPositionModifiedEvent, self.onCursorMoved)
+        self.fillViews()
+        self.updateControls()
+
+    def exit(self):
+        self.stopPlacing()
+        self.hoverTimer.stop()
+        for shortcut in self.shortcuts:
+            shortcut.setParent(None)
+            shortcut.deleteLater()
+        self.shortcuts = []
+        self.removeObservers(self.onInteractionModeChanged)
+        self.removeObservers(self.onCursorMoved)
+
+    def cleanup(self):
+        self.exit()
+        self.timer.stop()
+        self.removeObservers()
+        self.logic.close()
+
+    def onSceneStartClose(self, caller=None, event=None):
+        self.stopPlacing()
+        self.target = None
+        self.logic.sceneClosing()
+
+    def onSceneChanged(self, caller=None, event=None):
+        self.logic.forgetDeleted()
+        if self.target is not None and not self.target.exists():
+            self.target = None
+            self.stopPlacing()
+        self.updateControls()
+
+    # --- inputs ----------------------------------------------------------------------------------------------------
+
+    def selectedSegmentId(self):
+        ids = self.ui.segmentsTable.selectedSegmentIDs()
+        return ids[0] if ids else ""
+
+    def onInputChanged(self, node=None):
+        if not self.creating:
+            self.stopPlacing()
+        self.ui.segmentsTable.setSegmentationNode(self.ui.segmentationSelector.currentNode())
+        self.onSegmentSelected()
+
+    def onSegmentSelected(self, *unused):
+        placing = None if self.creating else self.checkedTool()
+        self.target = None
+        if self.ui.volumeSelector.currentNode() and self.selectedSegmentId():
+            self.takeTarget()
+        if placing and self.target is not None:
+            self.guarded(self.startPlacing)(placing)
+        self.updateControls()
+
+    def takeTarget(self):
+        """Make the selected segment the one that prompts are for; its prompts are shown, those of others hidden."""
+        self.target = self.logic.target(self.ui.volumeSelector.currentNode(),
+                                        self.ui.segmentationSelector.currentNode(), self.selectedSegmentId())
+        self.logic.showPromptsOf(self.target, self.onPromptsChanged)
+
+    def ensureSegmentation(self):
+        """The selected volume and segmentation, which is created if there is none."""
+        volumeNode = self.ui.volumeSelector.currentNode()
+        self.logic.checkVolume(volumeNode)
+        if self.ui.segmentationSelector.currentNode() is None:
+            self.ui.segmentationSelector.setCurrentNode(self.logic.addSegmentation(volumeNode))
+        return volumeNode, self.ui.segmentationSelector.currentNode()
+
+    def ensureTarget(self):
+        """The selected segment; without one, a segmentation and a segment are created."""
+        self.creating = True
+        try:
+            volumeNode, segmentationNode = self.ensureSegmentation()
+            if not self.selectedSegmentId():
+                self.selectSegment(self.logic.addSegment(segmentationNode, volumeNode))
+        finally:
+            self.creating = False
+        self.takeTarget()
+        return self.target
+
+    def selectSegment(self, segmentId):
+        self.ui.segmentsTable.setSelectedSegmentIDs([segmentId])
+        self.onSegmentSelected()
+
+    def onAddSegment(self):
+        volumeNode, segmentationNode = self.ensureSegmentation()
+        self.selectSegment(self.logic.addSegment(segmentationNode, volumeNode))
+
+    def onRemoveSegment(self):
+        self.stopPlacing()
+        self.ui.segmentationSelector.currentNode().GetSegmentation().RemoveSegment(self.selectedSegmentId())
+        self.onSceneChanged()
+
+    # --- prompts ---------------------------------------------------------------------------------------------------
+
+    def onTool(self, kind, checked):
+        if not checked:
+            self.stopPlacing()
+            return
+        self.stopPlacing()
+        self.guarded(self.startPlacing)(kind)
+
+    def startPlacing(self, kind):
+        self.stopPlacing()
+        self.ensureTarget()
+        self.logic.prepare()
+        self.takeTarget()  # once more: with the packages there, its prompts can be shown
+        node = self.logic.promptNode(self.target, kind)
+        self.checkTool(kind)
+        if kind == "box":
+            self.drawnBox = [node, None]
+            self.addObserver(node, slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self.onBoxCorner)
+        applicationLogic = slicer.app.applicationLogic()
+        applicationLogic.GetSelectionNode().SetReferenceActivePlaceNodeClassName(node.GetClassName())
+        applicationLogic.GetSelectionNode().SetActivePlaceNodeID(node.GetID())
+        interaction = applicationLogic.GetInteractionNode()
+        interaction.SetPlaceModePersistence(kind != "box")
+        interaction.SetCurrentInteractionMode(slicer.vtkMRMLInteractionNode.Place)
+        self.placing = True
+
+    def checkTool(self, kind):
+        """Press one tool's button in, release the others; None releases all."""
+        for button, other in self.tools():
+            wasBlocked = button.blockSignals(True)
+            button.setChecked(other == kind)
+            button.blockSignals(wasBlocked)
+
+    def stopPlacing(self):
+        self.checkTool(None)
+        interaction = slicer.app.applicationLogic().GetInteractionNode()
+        if self.placing and interaction is not None:
+            self.placing = False
+            interaction.SetCurrentInteractionMode(slicer.vtkMRMLInteractionNode.ViewTransform)
+        if self.drawnBox is not None:
+            node, _first = self.drawnBox
+            self.drawnBox = None
+            self.removeObserver(node, slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self.onBoxCorner)
+            if node.GetScene() is not None:
+                slicer.mrmlScene.RemoveNode(node)
+
+    def onInteractionModeChanged(self, caller, event):
+        ended = self.placing and caller.GetCurrentInteractionMode() != slicer.vtkMRMLInteractionNode.Place
+        drawn = self.drawnBox is not None and self.drawnBox[0].GetControlPointPlacementComplete()
+        if ended and not drawn:  # by a right click or another tool; a box that is complete is being taken
+            self.stopPlacing()
+
+    def onBoxCorner(self, caller, event):
+        node, first = self.drawnBox
+        if first is None:
+            first = [0.0] * 3
+            node.GetNthControlPointPositionWorld(0, first)
+            self.drawnBox[1] = np.array(first)
+        elif node.GetControlPointPlacementComplete():
+            qt.QTimer.singleShot(0, self.guarded(self.finishBox))  # not within the node's own event
+
+    def finishBox(self):
+        if self.drawnBox is None or self.drawnBox[1] is None:
+            return
+        node, first = self.drawnBox
+        self.drawnBox = None
+        self.removeObserver(node, slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self.onBoxCorner)
+        try:
+            self.logic.finishBox(self.target, node, first)
+        finally:
+            self.stopPlacing()
+
+    def onPromptsChanged(self):
+        self.guarded(self.logic.promptsChanged)(self.target)
+
+    def onUndo(self):
+        if not self.logic.undo():
+            self.showStatus(_("Nothing to undo."), False)
+        self.updateControls()
+
+    def onRedo(self):
+        if not self.logic.redo():
+            self.showStatus(_("Nothing to redo."), False)
+        self.updateControls()
+
+    def onClear(self):
+        self.logic.clearPrompts(self.target)
+
+    def onNextObject(self):
+        self.selectSegment(self.logic.nextObject(self.target))
+
+    def onAuto(self):
+        volumeNode, segmentationNode = self.ensureSegmentation()
+        name = self.logic.targets()[self.ui.targetComboBox.currentIndex][0]
+        sliceNode = slicer.mrmlScene.GetNodeByID(self.ui.viewComboBox.currentData or "")
+        self.selectSegment(self.logic.startAuto(volumeNode, segmentationNode, name, sliceNode or "axial",
+                                                wholeVolume=self.ui.scopeComboBox.currentIndex == 1))
+
+    def onEscape(self):
+        if self.placing:
+            self.stopPlacing()
+        else:
+            self.onCancel()
+
+    def onCancel(self):
+        self.logic.cancel()
+        self.showStatus(_("Cancelled; the scene is as it was."), False)
+        self.updateControls()
+
+    # --- model and settings ----------------------------------------------------------------------------------------
+
+    def fillModels(self):
+        self.ui.modelComboBox.clear()
+        self.ui.modelComboBox.addItem(_("{name} (bundled)").format(name=BUNDLED_MODEL))
+        self.ui.modelComboBox.addItem(_("A file of mine..."))
+        self.showModel()
+
+    def showModel(self):
+        card = self.logic.card()
+        self.ui.licenceLabel.setText(card.licence or _("The file does not say; ask where you got it."))
+        self.ui.targetComboBox.clear()
+        for name, modality in card.targets:
+            self.ui.targetComboBox.addItem(f"{name} ({modality})" if modality else name)
+        self.ui.modelStateLabel.setText(_("{name}, not loaded: it is loaded with the first prompt.").format(
+            name=self.logic.modelName))
+        self.updateControls()
+
+    def onModelChosen(self, index):
+        path = BUNDLED_MODEL
+        if index == 1:
+            path = qt.QFileDialog.getOpenFileName(None, _("Weights"), "", _("Weights (*.safetensors *.pth *.pt)"))
+            if not path:
+                self.ui.modelComboBox.setCurrentIndex(0 if self.logic.modelName == BUNDLED_MODEL else 1)
+                return
+        try:
+            self.logic.setModel(path, DEVICES[self.ui.deviceComboBox.currentIndex],
+                                PRECISIONS[self.ui.precisionComboBox.currentIndex])
+        except Exception:
+            self.ui.modelComboBox.setCurrentIndex(0 if self.logic.modelName == BUNDLED_MODEL else 1)
+            raise
+        self.showModel()
+
+    def onAdvancedChanged(self, *unused):
+        self.logic.mapping = MAPPINGS[self.ui.mappingComboBox.currentIndex]
+        self.logic.smoothing = self.ui.smoothingSpinBox.value
+
+    def fillViews(self):
+        self.ui.viewComboBox.clear()
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            self.ui.viewComboBox.addItem(f"{node.GetLayoutName()} ({node.GetOrientation()})", node.GetID())
+
+    # --- jobs and status -------------------------------------------------------------------------------------------
+
+    def startTimer(self):
+        if not self.timer.active:
+            self.timer.start()
+        self.updateControls()
+
+    def onTimer(self):
+        self.logic.deliver(WORKER_SECONDS)
+        label, progress = self.logic.progress()
+        if label:
+            self.ui.statusLabel.setText(label)
+        self.ui.progressBar.setMaximum(0 if label and progress is None else 100)
+        self.ui.progressBar.setValue(round(100 * (progress or 0)))
+        if not self.logic.busy():
+            self.timer.stop()
+            if self.logic.modelState:
+                self.ui.modelStateLabel.setText(self.logic.modelState)
+            self.ui.expertLabel.setText(self.logic.expertSummary)
+            self.updateControls()
+
+    def onCursorMoved(self, caller, event):
+        self.hoverTimer.start()
+
+    def onHover(self):
+        sliceNode = self.logic.sliceUnderCursor()
+        if sliceNode is not None and self.target is not None:
+            self.logic.prefetch(self.target.volume, sliceNode)
+
+    def showStatus(self, text, isError):
+        self.ui.statusLabel.setText(("⚠ " if isError else "") + text)
+
+    def guarded(self, method):
+        """The method, with every error as a sentence in the status line."""
+        def call(*arguments):
+            try:
+                return method(*arguments)
+            except Exception as error:
+                if not self.logic.isExpected(error):
+                    logging.exception("SegMoTE")
+                self.showStatus(str(error), True)
+                self.updateControls()
+        return call
+
+    def updateControls(self):
+        """Enable what can be used; what cannot says why in its tool tip."""
+        ui = self.ui
+        noVolume = None if ui.volumeSelector.currentNode() else _("Choose a volume first.")
+        noSegment = noVolume or (None if self.target is not None else _("Select a segment first."))
+        noPrompts = noSegment or (None if self.logic.hasPrompts(self.target) else _("There are no prompts yet."))
+        noTarget = noVolume or (None if self.logic.targets() else _("The loaded model was not trained for Auto."))
+        idle = None if self.logic.busy() else _("Nothing is running.")
+        for widgets, reason in (
+                ((ui.addPointButton, ui.excludePointButton, ui.boxButton, ui.addSegmentButton), noVolume),
+                ((ui.removeSegmentButton, ui.nextObjectButton), noSegment), ((ui.clearButton,), noPrompts),
+                ((ui.undoButton,), None if self.logic.canUndo() else _("Nothing to undo.")),
+                ((ui.redoButton,), None if self.logic.canRedo() else _("Nothing to redo.")),
+                ((ui.autoButton, ui.targetComboBox, ui.scopeComboBox), noTarget), ((ui.cancelButton,), idle)):
+            for widget in widgets:
+                tip = widget.property("SegMoTE.help") or widget.toolTip
+                widget.setProperty("SegMoTE.help", tip)
+                widget.setEnabled(reason is None)
+                widget.setToolTip(tip if reason is None else f"{reason} {tip}")
+        if noVolume and not self.logic.busy():
+            self.showStatus(noVolume, False)

@@ -1,0 +1,457 @@
+"""SegMoTELogic: interactive segmentation for scripts, the panel, the self-test and the demo alike."""
+
+import logging
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
+
+BUNDLED_MODEL = "segmote-tiny"
+
+
+class SegMoTELogic(ScriptedLoadableModuleLogic):
+    """Interactive segmentation without the panel.
+
+    Positions are world RAS millimetres. A view is "axial", "sagittal" or "coronal" (of the volume's own grid), a slice
+    node, or a (4, 4) slice-to-RAS matrix. Methods that compute wait for the result and raise errors whose message says
+    what to do; nothing is changed then.
+
+    Example::
+
+        logic = SegMoTELogic()
+        segmentationNode = logic.addSegmentation(volumeNode)
+        segmentId = logic.addSegment(segmentationNode, volumeNode, "kidney")
+        logic.segmentAtPoints(volumeNode, segmentationNode, segmentId, [[12.0, -30.0, 45.0]], view="axial")
+        logic.undo()
+    """
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+        self.modelName, self.device, self.precision = BUNDLED_MODEL, "auto", "auto"
+        self.mapping, self.smoothing = "window", 0.0
+        self.modelState = ""  # in words, once loaded
+        self.onStatus = lambda text, isError: None
+        self.onBusy = lambda: None
+        self._segmenter = None
+        self._waiting = []  # what to do once the model is loaded
+        self._errors = None  # of a method that waits
+        self._observed = None  # the prompts that are shown
+
+    # --- for scripts: compute and wait ---------------------------------------------------------------------------
+
+    def segmentAtPoints(self, volumeNode, segmentationNode, segmentId, positives, negatives=(), view="axial"):
+        """Add points to a segment's prompts and update its mask; positives and negatives are lists of (R, A, S)."""
+        target = self._checked(self.target(volumeNode, segmentationNode, segmentId))
+        orientation = self._orientation(volumeNode, view)
+        prompts = self._segments().prompts(segmentationNode, segmentId)
+        before = prompts.snapshot()
+        try:
+            with prompts.quiet():
+                for points, positive in ((positives, True), (negatives, False)):
+                    for point in points:
+                        prompts.add_point(volumeNode, point, positive, orientation)
+            self._updateAndWait(target)
+        except Exception:
+            prompts.restore(before)
+            raise
+
+    def segmentInBox(self, volumeNode, segmentationNode, segmentId, corners, view="axial"):
+        """Put a box, two opposite corners (R, A, S), among a segment's prompts and update its mask."""
+        target = self._checked(self.target(volumeNode, segmentationNode, segmentId))
+        prompts = self._segments().prompts(segmentationNode, segmentId)
+        before = prompts.snapshot()
+        try:
+            with prompts.quiet():
+                prompts.add_box(volumeNode, corners, self._orientation(volumeNode, view))
+            self._updateAndWait(target)
+        except Exception:
+            prompts.restore(before)
+            raise
+
+    def autoSegment(self, volumeNode, segmentationNode, targetName, view="axial", wholeVolume=False):
+        """Segment one of ``targets()`` without prompts, on the view's slice or on all parallel ones.
+
+        "axial", "sagittal" and "coronal" mean the volume's middle slice. Returns the id of the segment, which is
+        named after the target and created if there is none yet.
+        """
+        with self._waited():
+            segmentId = self.startAuto(volumeNode, segmentationNode, targetName, view, wholeVolume)
+        return segmentId
+
+    def undo(self):
+        """Take the latest prompt back with what it changed; False where there is none."""
+        return self._segmenter is not None and self._segmenter.undo()
+
+    def redo(self):
+        """Repeat what was taken back; False where there is nothing."""
+        return self._segmenter is not None and self._segmenter.redo()
+
+    def targets(self):
+        """(name, modality) of what ``autoSegment`` finds with the chosen weights."""
+        return self.card().targets
+
+    def setModel(self, nameOrPath=BUNDLED_MODEL, device="auto", precision="auto"):
+        """Choose weights ("segmote-tiny" or a file), device and precision; loaded with the next prompt."""
+        from SegMoTELib.zoo import read_card, resolve_model
+
+        read_card(resolve_model(nameOrPath))
+        self.modelName, self.device, self.precision, self.modelState = str(nameOrPath), device, precision, ""
+        if self._segmenter is not None:
+            self._segmenter.reset()
+            self._segmenter.predictor = None
+        self._waiting = []
+
+    # --- nodes -----------------------------------------------------------------------------------------------------
+
+    def target(self, volumeNode, segmentationNode, segmentId):
+        """Where results go: a volume, a segmentation and the id of a segment."""
+        from SegMoTELib.mrml.target import Target
+
+        return Target(volumeNode, segmentationNode, segmentId)
+
+    def checkVolume(self, volumeNode):
+        """Raise an error that says why a volume cannot be segmented."""
+        from SegMoTELib.mrml.volumes import volume_of, world_to_volume
+
+        volume_of(volumeNode)
+        world_to_volume(volumeNode)
+
+    def _checked(self, target):
+        """The target, if its volume and segment can be used."""
+        from SegMoTELib.mrml.segments import SegmentWriter
+
+        self.checkVolume(target.volume)
+        SegmentWriter.check(target.segmentation, target.segment_id)
+        return target
+
+    def addSegmentation(self, volumeNode):
+        """A new segmentation with the volume's geometry and transform."""
+        from SegMoTELib.mrml.segments import prepare_segmentation
+
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{volumeNode.GetName()} segmentation")
+        prepare_segmentation(node, volumeNode)
+        return node
+
+    def addSegment(self, segmentationNode, volumeNode, name="", color=None, terminology=""):
+        """An empty segment; returns its id."""
+        from SegMoTELib.mrml.segments import prepare_segmentation
+
+        prepare_segmentation(segmentationNode, volumeNode)
+        segmentId = segmentationNode.GetSegmentation().AddEmptySegment("", name)
+        segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+        if color is not None:
+            segment.SetColor(*color)
+        if terminology:
+            segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
+        return segmentId
+
+    def clearPrompts(self, target):
+        """Remove a segment's prompts and the mask they made, as one undo step."""
+        segments = self._segments()
+        prompts = segments.prompts(target.segmentation, target.segment_id)
+        with prompts.quiet():
+            prompts.clear()
+        self._whenLoaded(lambda: segments.update(target))
+
+    def nextObject(self, target):
+        """Keep the mask, remove its prompts and add a segment; returns its id."""
+        self._segments().accept(target.segmentation, target.segment_id)
+        return self.addSegment(target.segmentation, target.volume)
+
+    # --- for the panel: start and go on ----------------------------------------------------------------------------
+
+    def prepare(self):
+        """Install what is missing, after asking, and start loading the model."""
+        self.ensureDependencies()
+        self._whenLoaded(lambda: None)
+
+    def promptNode(self, target, kind):
+        """The markups node that the user places "positive" or "negative" points, or a "box", into."""
+        self._checked(target)
+        prompts = self._segments().prompts(target.segmentation, target.segment_id)
+        node = prompts.start_box(target.volume) if kind == "box" else prompts.node(kind)
+        prompts.follow(target.volume)
+        return node
+
+    def finishBox(self, target, node, first):
+        """Make a prompt of a drawn ROI whose first corner was at ``first``."""
+        prompts = self._segments().prompts(target.segmentation, target.segment_id)
+        prompts.finish_box(target.volume, node, first, self._viewAt(target.volume, np.array(first)))
+
+    def promptsChanged(self, target):
+        """Update a segment after its prompts were changed in the views."""
+        segments = self._segments()
+        prompts = segments.prompts(target.segmentation, target.segment_id)
+        prompts.orient_new(target.volume, lambda position: self._viewAt(target.volume, position))
+        self._whenLoaded(lambda: segments.update(target))
+
+    def startAuto(self, volumeNode, segmentationNode, targetName, view="axial", wholeVolume=False):
+        """``autoSegment`` without waiting."""
+        from SegMoTELib.mrml.volumes import plane_of, planes_along
+
+        self.checkVolume(volumeNode)
+        if targetName not in [name for name, _modality in self.targets()]:
+            offered = ", ".join(name for name, _modality in self.targets()) or "nothing"
+            raise ValueError(_("The model has no auto target {name}; it offers {offered}.").format(
+                name=repr(targetName), offered=offered))
+        matrix = self._orientation(volumeNode, view)
+        planes = planes_along(matrix, volumeNode) if wholeVolume else [plane_of(matrix, volumeNode)]
+        segmentId = self._segmentOfTarget(segmentationNode, volumeNode, targetName)
+        target = self.target(volumeNode, segmentationNode, segmentId)
+        segments = self._segments()
+        self._whenLoaded(lambda: (self._dress(target, targetName), segments.auto(target, targetName, planes)))
+        return segmentId
+
+    def prefetch(self, volumeNode, sliceNode):
+        """Prepare the slice that a view shows, once a model is loaded; errors wait for the click."""
+        from SegMoTELib.errors import SegMoTEError
+        from SegMoTELib.mrml.volumes import plane_of
+
+        if self._segmenter is None or self._segmenter.predictor is None:
+            return
+        try:
+            self._settings().prefetch(volumeNode, plane_of(self._orientation(volumeNode, sliceNode), volumeNode))
+        except SegMoTEError:
+            return
+        self.onBusy()
+
+    def showPromptsOf(self, target, changed):
+        """Show a segment's prompts, hide those of others, and call back when the user changes them."""
+        if self._segmenter is None:
+            return
+        if self._observed is not None and self._observed.segment_exists():
+            self._observed.observe(None)
+            self._observed.set_visible(False)
+        self._observed = self._segmenter.prompts(target.segmentation, target.segment_id)
+        self._observed.set_visible(True)
+        self._observed.observe(changed)
+
+    def hasPrompts(self, target):
+        return (target is not None and self._segmenter is not None and target.exists()
+                and not self._segmenter.prompts(target.segmentation, target.segment_id).is_empty())
+
+    def canUndo(self):
+        return self._segmenter is not None and self._segmenter.can_undo()
+
+    def canRedo(self):
+        return self._segmenter is not None and self._segmenter.can_redo()
+
+    def deliver(self, wait):
+        """Take finished jobs' results into the scene; the panel's timer calls this."""
+        if self._segmenter is not None:
+            self._segmenter.jobs.deliver(wait)
+
+    def busy(self):
+        return self._segmenter is not None and self._segmenter.jobs.busy()
+
+    def progress(self):
+        """(label, 0 to 1 or None) of what runs."""
+        job = self._segmenter.jobs.current() if self._segmenter is not None else None
+        return ("", None) if job is None else (job.label, job.progress)
+
+    @property
+    def expertSummary(self):
+        """Which expert token gave the latest mask, in words."""
+        last = getattr(self._segmenter and self._segmenter.predictor, "last", None)
+        if last is None or last.token_probabilities is None:
+            return _("No answer of the experts yet.")
+        index, probabilities = int(last.selected[0]), last.token_probabilities[0]
+        return _("Token {index} of {count} gave the mask ({share} sure).").format(
+            index=index + 1, count=len(probabilities), share=f"{float(probabilities[index]):.0%}")
+
+    def cancel(self):
+        """Stop what runs; nothing of it reaches the scene."""
+        self._waiting = []
+        if self._segmenter is not None:
+            self._segmenter.jobs.cancel()
+
+    def forgetDeleted(self):
+        if self._segmenter is not None:
+            self._segmenter.forget_deleted()
+
+    def sceneClosing(self):
+        self._waiting, self._observed = [], None
+        if self._segmenter is not None:
+            self._segmenter.scene_closing()
+
+    def close(self):
+        """End the job thread."""
+        if self._segmenter is not None:
+            self._segmenter.close()
+            self._segmenter = None
+
+    def card(self):
+        """What the chosen weights say of themselves; an empty card where they cannot be read."""
+        from SegMoTELib.errors import SegMoTEError
+        from SegMoTELib.zoo import ModelCard, read_card, resolve_model
+
+        try:
+            return read_card(resolve_model(self.modelName))
+        except SegMoTEError as error:
+            return ModelCard(self.modelName, str(error), ())
+
+    def isExpected(self, error):
+        """Whether an error is one that a user can cause and repair."""
+        from SegMoTELib.errors import SegMoTEError
+
+        return isinstance(error, (SegMoTEError, ValueError))
+
+    def sliceUnderCursor(self):
+        """The slice node of the view that the mouse is in, or None."""
+        crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
+        return crosshair.GetCursorPositionXYZ([0.0] * 3) if crosshair is not None else None
+
+    def ensureDependencies(self):
+        """Install PyTorch through its extension and the rest with pip, after asking once; nothing if all is there."""
+        from SegMoTELib.errors import SegMoTEError
+
+        missing = [name for name in ("torch", "safetensors", "segment_anything") if find_spec(name) is None]
+        if not missing:
+            return
+        if not slicer.util.confirmOkCancelDisplay(
+                _("SegMoTE needs {names} once; the download can take some minutes. Install now?").format(
+                    names=", ".join(missing))):
+            raise SegMoTEError(_("SegMoTE cannot work without {names}.").format(names=", ".join(missing)))
+        if "torch" in missing:
+            try:
+                import PyTorchUtils
+            except ImportError:
+                raise SegMoTEError(_("Install the PyTorch extension from the Extensions Manager, restart Slicer and "
+                                     "try again.")) from None
+            if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False,
+                                                             torchVersionRequirement=">=2.2") is None:
+                raise SegMoTEError(_("PyTorch was not installed; see the PyTorch module for the reason."))
+        requirements = Path(__file__).parents[1] / "Resources" / "requirements.txt"
+        try:
+            from slicer import packaging
+        except ImportError:  # Slicer 5.10
+            slicer.util.pip_install(f'-r "{requirements}"')
+        else:
+            packaging.pip_ensure(packaging.load_requirements(str(requirements)), requester="SegMoTE", prompt=False)
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _segments(self):
+        """The segmenter with the current settings."""
+        if self._segmenter is None:
+            from SegMoTELib.mrml.segmenter import SceneSegmenter
+
+            self._segmenter = SceneSegmenter(slicer.mrmlScene, self._told)
+        return self._settings()
+
+    def _settings(self):
+        self._segmenter.mapping, self._segmenter.smoothing = self.mapping, self.smoothing
+        return self._segmenter
+
+    def _told(self, text, isError):
+        if isError and self._errors is not None:
+            self._errors.append(text)
+        else:
+            self.onStatus(text, isError)
+
+    def _whenLoaded(self, action):
+        """Do it now, or as soon as the model is loaded, which is started if need be."""
+        segments = self._segments()
+        if segments.predictor is not None:
+            action()
+        else:
+            self.ensureDependencies()
+            self._waiting.append(action)
+            segments.jobs.submit("model", self._load(self.modelName, self.device, self.precision), self._loaded,
+                                 self._notLoaded, label=_("Loading the model"))
+        self.onBusy()
+
+    @staticmethod
+    def _load(name, device, precision):
+        def work(job):
+            from SegMoTELib.interaction.predictor import Predictor
+            from SegMoTELib.network import load_checkpoint
+            from SegMoTELib.zoo import resolve_model
+
+            return Predictor(load_checkpoint(resolve_model(name)), device, precision)
+        return work
+
+    def _loaded(self, predictor):
+        self._segmenter.predictor = predictor
+        self.modelState = _("{name}, on {device}.").format(name=self.modelName, device=predictor.describe())
+        waiting, self._waiting = self._waiting, []
+        for action in waiting:
+            try:
+                action()
+            except Exception as error:
+                if not self.isExpected(error):
+                    logging.exception("SegMoTE")
+                self._told(str(error), True)
+
+    def _notLoaded(self, error):
+        self._waiting = []
+        if not self.isExpected(error):
+            logging.error("SegMoTE: the model was not loaded", exc_info=error)
+        self._told(str(error), True)
+
+    def _updateAndWait(self, target):
+        with self._waited():
+            segments = self._segments()
+            self._whenLoaded(lambda: segments.update(target))
+
+    @contextmanager
+    def _waited(self):
+        """Context: what it starts is waited for, and its errors are raised."""
+        from SegMoTELib.errors import SegMoTEError
+
+        self._errors = []
+        try:
+            yield
+            self._segments().jobs.finish()
+            if self._errors:
+                raise SegMoTEError(" ".join(self._errors))
+        finally:
+            self._errors = None
+
+    def _orientation(self, volumeNode, view):
+        """(4, 4) slice-to-world matrix of a view."""
+        from SegMoTELib.mrml.volumes import view_along
+
+        self.checkVolume(volumeNode)
+        if isinstance(view, str):
+            return view_along(volumeNode, view)
+        if hasattr(view, "GetSliceToRAS"):
+            return slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS())
+        return np.asarray(view, float)
+
+    def _viewAt(self, volumeNode, position):
+        """Orientation of the view that a position was placed in: under the cursor, else one that shows it."""
+        under = self.sliceUnderCursor()
+        for sliceNode in [under] * (under is not None) + slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            matrix = slicer.util.arrayFromVTKMatrix(sliceNode.GetSliceToRAS())
+            normal = np.cross(matrix[:3, 0], matrix[:3, 1])
+            if abs((position - matrix[:3, 3]) @ normal) < 0.01 * np.linalg.norm(normal):
+                return matrix
+        return self._orientation(volumeNode, "axial")
+
+    def _segmentOfTarget(self, segmentationNode, volumeNode, targetName):
+        segmentation = segmentationNode.GetSegmentation()
+        found = vtk.reference("")
+        for segmentId in segmentation.GetSegmentIDs():
+            if segmentation.GetSegment(segmentId).GetTag("SegMoTE.Target", found) and str(found) == targetName:
+                return segmentId
+        segmentId = self.addSegment(segmentationNode, volumeNode, targetName)
+        segmentation.GetSegment(segmentId).SetTag("SegMoTE.Target", targetName)
+        return segmentId
+
+    def _dress(self, target, targetName):
+        """Colour and terminology of a segment that Auto created, from the model."""
+        segment = target.segmentation.GetSegmentation().GetSegment(target.segment_id)
+        offered = {one.name: one for one in self._segmenter.predictor.auto_targets}
+        dressed = vtk.reference("")
+        if segment is None or targetName not in offered or segment.GetTag("SegMoTE.Dressed", dressed):
+            return
+        segment.SetColor(*(value / 255 for value in offered[targetName].color))
+        if offered[targetName].terminology:
+            segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), offered[targetName].terminology)
+        segment.SetTag("SegMoTE.Dressed", "1")

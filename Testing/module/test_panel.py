@@ -1,0 +1,338 @@
+"""The panel: its real .ui file, its buttons pressed, its labels read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PySide6.QtWidgets")
+slicer = pytest.importorskip("slicer")
+from PySide6 import QtCore, QtGui, QtTest, QtWidgets  # noqa: E402
+
+from SegMoTELib.mrml.segments import segment_mask  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+PLACE = slicer.vtkMRMLInteractionNode.Place
+
+
+@pytest.fixture
+def panel(module):
+    """The entered panel."""
+    panel = module.SegMoTEWidget()
+    panel.setup()
+    panel.parent.real.show()
+    panel.enter()
+    panel.ui.mappingComboBox.setCurrentIndex(1)
+    yield panel
+    panel.cleanup()
+    panel.parent.real.close()
+
+
+@pytest.fixture
+def ready(panel, image):
+    """The panel with the volume chosen."""
+    panel.ui.volumeSelector.setCurrentNode(image)
+    return panel
+
+
+def until(condition):
+    """Let Qt work until something holds."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        QtTest.QTest.qWait(5)
+
+
+def wait(panel):
+    """Let timers and jobs run until nothing is left."""
+    until(lambda: not panel.logic.busy() and not panel.timer.active)
+
+
+def interaction():
+    """Slicer's interaction and selection nodes."""
+    application = slicer.app.applicationLogic()
+    return application.GetInteractionNode(), application.GetSelectionNode()
+
+
+def place(panel, ras, view="Red"):
+    """Click in a view that shows the position, the others being elsewhere: the active place node gets a point."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        node.JumpSliceByOffsetting(*(np.array(ras, float) + (0 if node.GetName() == view else 40)))
+    node = slicer.mrmlScene.GetNodeByID(interaction()[1].GetActivePlaceNodeID())
+    node.AddControlPoint([float(value) for value in ras])
+    wait(panel)
+
+
+def mask(panel):
+    """(k, j, i) bool of the selected segment."""
+    return segment_mask(panel.target.segmentation, panel.target.segment_id, panel.target.volume,
+                        (0, 63, 0, 63, 0, 19))
+
+
+def status(panel):
+    """The status line."""
+    return panel.ui.statusLabel.text
+
+
+def dice(found, truth):
+    """Of two masks."""
+    return 2 * (found & truth).sum() / (found.sum() + truth.sum())
+
+
+def test_opening_the_module_loads_and_creates_nothing():
+    code = ("import sys; sys.path.insert(0, '.')\n"
+            "from Testing.slicer_stub import install, start_scene\n"
+            "install(); scene = start_scene(); import slicer; count = scene.GetNumberOfNodes()\n"
+            "import SegMoTE; panel = SegMoTE.SegMoTEWidget(); panel.setup(); panel.enter(); panel.exit()\n"
+            "assert scene.GetNumberOfNodes() == count\n"
+            "assert 'torch' not in sys.modules and 'segment_anything' not in sys.modules\n")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_without_a_volume_the_tools_are_off_and_say_why(panel):
+    assert status(panel) == "Choose a volume first."
+    for name in ("addPointButton", "excludePointButton", "boxButton", "autoButton", "nextObjectButton"):
+        button = getattr(panel.ui, name)
+        assert not button.enabled
+        assert button.toolTip.startswith("Choose a volume first.")
+
+
+def test_every_control_has_a_tool_tip(panel):
+    for kind in (QtWidgets.QPushButton, QtWidgets.QComboBox, QtWidgets.QDoubleSpinBox):
+        for widget in panel.parent.real.findChildren(kind):
+            assert widget.toolTip(), widget.objectName()
+
+
+def test_the_first_click_makes_segmentation_segment_and_mask(ready, truth):
+    ready.ui.addPointButton.click()
+    assert interaction()[0].GetCurrentInteractionMode() == PLACE
+    assert interaction()[0].GetPlaceModePersistence() == 1
+    place(ready, (0, 0, 0))
+    assert dice(mask(ready)[10], truth[10]) > 0.85
+    assert ready.ui.undoButton.enabled
+    assert "segmote-tiny" in ready.ui.modelStateLabel.text
+    assert "gave the mask" in ready.ui.expertLabel.text
+    assert ready.ui.segmentationSelector.currentNode().GetName() == "ellipsoid segmentation"
+
+
+def test_excluding_undoing_redoing_and_clearing(ready):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    first = mask(ready)
+    ready.ui.excludePointButton.click()
+    assert not ready.ui.addPointButton.checked
+    place(ready, (10, 0, 0))
+    second = mask(ready)
+    ready.ui.undoButton.click()
+    np.testing.assert_array_equal(mask(ready), first)
+    ready.ui.redoButton.click()
+    np.testing.assert_array_equal(mask(ready), second)
+    ready.ui.clearButton.click()
+    wait(ready)
+    assert not mask(ready).any()
+    assert not ready.ui.clearButton.enabled
+    ready.ui.undoButton.click()
+    np.testing.assert_array_equal(mask(ready), second)
+
+
+def test_a_box_is_drawn_with_two_clicks_and_placing_ends(ready, truth):
+    ready.ui.boxButton.click()
+    node = slicer.mrmlScene.GetNodeByID(interaction()[1].GetActivePlaceNodeID())
+    node.AddControlPoint([-15.0, -11, 0])
+    node.AddControlPoint([15.0, 11, 0])
+    until(lambda: not ready.ui.boxButton.checked)
+    wait(ready)
+    assert dice(mask(ready)[10], truth[10]) > 0.85
+    assert not ready.ui.boxButton.checked
+    assert interaction()[0].GetCurrentInteractionMode() != PLACE
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLMarkupsROINode") == 1
+
+
+def test_a_point_belongs_to_the_view_that_shows_it(ready, truth):
+    ready.ui.addPointButton.click()
+    place(ready, (2, 0, 0), "Yellow")
+    found = mask(ready)
+    assert found.any(axis=(0, 1)).sum() == 1
+    assert dice(found[:, :, 32], truth[:, :, 32]) > 0.8
+
+
+def test_next_object_keeps_the_mask_and_goes_on_with_a_new_segment(ready):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    first, kept = ready.target, mask(ready)
+    ready.ui.nextObjectButton.click()
+    assert ready.target.segment_id != first.segment_id
+    assert ready.ui.addPointButton.checked
+    assert not ready.ui.undoButton.enabled
+    np.testing.assert_array_equal(
+        segment_mask(first.segmentation, first.segment_id, first.volume, (0, 63, 0, 63, 0, 19)), kept)
+    place(ready, (0, 0, 2.5))
+    assert mask(ready)[11].any()
+    assert not mask(ready)[10].any()
+
+
+def test_prompts_of_the_selected_segment_are_shown_alone(ready):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    first = ready.target.segment_id
+    ready.ui.addSegmentButton.click()
+    place(ready, (0, 0, 2.5))
+    nodes = {node.GetAttribute("SegMoTE.Segment"): node
+             for node in slicer.util.getNodesByClass("vtkMRMLMarkupsFiducialNode")}
+    assert len(nodes) == 2
+    for one, node in nodes.items():
+        assert bool(node.GetDisplayVisibility()) == (one != first)
+
+
+def test_auto_makes_a_segment_named_and_coloured_by_its_target(ready):
+    ready.ui.autoButton.click()
+    wait(ready)
+    name = ready.logic.targets()[0][0]
+    segment = ready.target.segmentation.GetSegmentation().GetSegment(ready.target.segment_id)
+    assert segment.GetName() == name
+    color = next(one.color for one in ready.logic._segmenter.predictor.auto_targets if one.name == name)
+    np.testing.assert_allclose(np.array(segment.GetColor()) * 255, color, atol=0.5)
+    assert name in status(ready)
+    ready.ui.autoButton.click()
+    wait(ready)
+    assert ready.target.segmentation.GetSegmentation().GetNumberOfSegments() == 1
+
+
+def test_auto_over_the_whole_volume_shows_progress_and_can_be_cancelled(ready):
+    ready.ui.scopeComboBox.setCurrentIndex(1)
+    ready.ui.autoButton.click()
+    seen = set()
+    until(lambda: seen.add(status(ready)) or any("slice 3 of 20" in text for text in seen))
+    assert ready.ui.cancelButton.enabled
+    ready.ui.cancelButton.click()
+    assert status(ready) == "Cancelled; the scene is as it was."
+    wait(ready)
+    assert not mask(ready).any()
+    assert not ready.ui.cancelButton.enabled
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    assert mask(ready).any()
+
+
+def test_keys_work_only_while_the_module_is_entered(ready):
+    window = ready.parent.real
+    assert {shortcut.real.key().toString() for shortcut in ready.shortcuts} == set("PXBZYNA") | {"Esc"}
+    assert len(window.findChildren(QtGui.QShortcut)) == 8
+    next(s for s in ready.shortcuts if s.real.key().toString() == "P").real.activated.emit()
+    assert ready.ui.addPointButton.checked
+    next(s for s in ready.shortcuts if s.real.key().toString() == "Esc").real.activated.emit()
+    assert not ready.ui.addPointButton.checked
+    ready.exit()
+    QtWidgets.QApplication.sendPostedEvents(None, QtCore.QEvent.Type.DeferredDelete)
+    assert window.findChildren(QtGui.QShortcut) == []
+    ready.enter()
+
+
+def test_leaving_the_module_ends_placing_and_finishes_work_quietly(ready):
+    ready.ui.addPointButton.click()
+    node = slicer.mrmlScene.GetNodeByID(interaction()[1].GetActivePlaceNodeID())
+    node.AddControlPoint([0.0, 0, 0])
+    ready.exit()
+    assert interaction()[0].GetCurrentInteractionMode() != PLACE
+    wait(ready)
+    ready.enter()
+    assert mask(ready).any()
+
+
+def test_ending_place_mode_elsewhere_releases_the_button(ready):
+    ready.ui.addPointButton.click()
+    interaction()[0].SetCurrentInteractionMode(slicer.vtkMRMLInteractionNode.ViewTransform)
+    assert not ready.ui.addPointButton.checked
+
+
+@pytest.mark.parametrize("gone", ["volume", "segmentation", "scene"])
+def test_deleting_things_while_it_works_is_harmless(ready, scene, image, gone):
+    ready.ui.addPointButton.click()
+    node = slicer.mrmlScene.GetNodeByID(interaction()[1].GetActivePlaceNodeID())
+    node.AddControlPoint([0.0, 0, 0])
+    if gone == "scene":
+        scene.Clear(False)
+    else:
+        scene.RemoveNode(image if gone == "volume" else ready.ui.segmentationSelector.currentNode())
+    wait(ready)
+    assert not status(ready).startswith("⚠")
+    assert not ready.ui.addPointButton.checked
+
+
+@pytest.mark.parametrize(("ras", "message"), [((500, 0, 0), "outside the volume")])
+def test_a_point_outside_is_explained_and_the_next_one_works(ready, ras, message):
+    ready.ui.addPointButton.click()
+    place(ready, ras)
+    assert message in status(ready)
+    place(ready, (0, 0, 0))
+    assert mask(ready).any()
+
+
+def test_a_locked_segment_is_explained(ready):
+    ready.ui.addSegmentButton.click()
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    logic.SetSegmentStatus(ready.target.segmentation.GetSegmentation().GetSegment(ready.target.segment_id),
+                           logic.Completed)
+    ready.ui.addPointButton.click()
+    assert "locked" in status(ready)
+    assert not ready.ui.addPointButton.checked
+
+
+def test_a_weights_file_that_is_broken_is_explained_and_the_old_one_stays(ready, tmp_path):
+    import qt
+
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no weights")
+    qt.QFileDialog.answer = str(broken)
+    ready.ui.modelComboBox.setCurrentIndex(1)
+    ready.ui.modelComboBox.real.activated.emit(1)
+    assert "broken.safetensors" in status(ready)
+    assert ready.ui.modelComboBox.currentIndex == 0
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    assert mask(ready).any()
+
+
+def test_weights_that_vanish_before_loading_are_explained(ready, tmp_path):
+    path = tmp_path / "sam.pth"
+    path.write_bytes(b"x")
+    ready.logic.setModel(str(path))
+    path.unlink()
+    ready.ui.addPointButton.click()
+    wait(ready)
+    assert "sam.pth" in status(ready)
+    ready.logic.setModel("segmote-tiny")
+    place(ready, (0, 0, 0))
+    assert mask(ready).any()
+
+
+def test_missing_packages_are_asked_for_once_and_refusing_changes_nothing(ready, monkeypatch):
+    asked = []
+    monkeypatch.setattr("SegMoTEModule.logic.find_spec", lambda name: None)
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text, *_: asked.append(text) or False)
+    ready.ui.addPointButton.click()
+    assert len(asked) == 1
+    assert "torch" in asked[0]
+    assert "cannot work without" in status(ready)
+    assert not ready.ui.addPointButton.checked
+
+
+def test_the_users_own_nodes_stay_as_they_are(ready, scene):
+    users = [scene.AddNewNodeByClass(name, "mine") for name in
+             ("vtkMRMLMarkupsFiducialNode", "vtkMRMLMarkupsROINode", "vtkMRMLSegmentationNode")]
+    users[0].AddControlPoint([1.0, 2, 3])
+    before = slicer.util.arrayFromVolume(ready.ui.volumeSelector.currentNode()).copy()
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    ready.ui.clearButton.click()
+    ready.ui.nextObjectButton.click()
+    wait(ready)
+    assert [node.GetName() for node in users] == ["mine"] * 3
+    assert all(node.GetScene() is scene for node in users)
+    assert users[0].GetNumberOfControlPoints() == 1
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(ready.ui.volumeSelector.currentNode()), before)
