@@ -2,12 +2,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint clean
+.PHONY: demo test lint clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+demo: $(VENV)/.ready  ## segment a real volume in a Slicer scene; pictures and segments go to demo/
+	$(BIN)/python -m pip install --quiet --no-deps nilearn==0.14.1
+	$(BIN)/python Testing/demo/demo.py $(if $(VOLUME),--volume "$(VOLUME)") $(if $(LABEL),--label "$(LABEL)")
 
 test: $(VENV)/.ready lint  ## set up everything, then check style and run the whole suite
 	$(BIN)/python -m pytest

@@ -255,6 +255,11 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         return ("", None) if job is None else (job.label, job.progress)
 
     @property
+    def seconds(self):
+        """Stage -> time that the latest answer took."""
+        return {} if self._segmenter is None else dict(self._segmenter.seconds)
+
+    @property
     def expertSummary(self):
         """Which expert token gave the latest mask, in words."""
         last = getattr(self._segmenter and self._segmenter.predictor, "last", None)

@@ -157,32 +157,43 @@ class SlicePlane:
         image = np.stack(found, axis=-1)
         return np.clip(np.round(image), 0, 255).astype(np.uint8) if volume.array.dtype == np.uint8 else image
 
-    def insert(self, mask: np.ndarray, volume: Volume) -> MaskPatch:
-        """The voxels of a (rows, columns) mask: along the voxel axis nearest to the normal, one voxel per column.
+    def insert(self, mask: np.ndarray, volume: Volume, solid: bool = False) -> MaskPatch:
+        """The voxels of a (rows, columns) mask.
 
         The block covers the mask, not the volume, so that memory follows the object. An empty mask gives one voxel.
+
+        Args:
+            solid: every voxel whose cell the plane passes through, so that an oblique view shows no gaps. Otherwise one
+                voxel per column along the voxel axis nearest to the normal, so that parallel planes share none.
         """
         axis = int(np.abs(self.normal @ volume.directions).argmax())
         low, high = self._voxel_extent(mask, volume)
-        counts = high - low + 1
+        along = self.normal @ volume.ijk_to_ras[:3, :3]  # millimetres along the normal per voxel step
+        reach = 0.5 * np.abs(along).sum() / abs(along[axis]) - 1e-6  # steps between a plane and the cells it meets
+        if solid:
+            last = volume.shape[axis] - 1
+            low[axis], high[axis] = max(0, low[axis] - 1), min(last, high[axis] + 1)
         others = [other for other in range(3) if other != axis]
+        counts = high - low + 1
         grid = np.zeros((counts[others[0]], counts[others[1]], 3))
         grid[..., others[0]] = (low[others[0]] + np.arange(counts[others[0]]))[:, None]
         grid[..., others[1]] = low[others[1]] + np.arange(counts[others[1]])
-        step = volume.ijk_to_ras[:3, axis] @ self.normal
-        grid[..., axis] = -self.distance(volume.to_ras(grid)) / step  # where the column meets the plane
-        columns, rows = np.moveaxis(np.round(self.to_pixels(volume.to_ras(grid))).astype(int), -1, 0)
-        depth = np.round(grid[..., axis]).astype(int)
-        inside = ((depth >= low[axis]) & (depth <= high[axis]) & (rows >= 0) & (rows < self.shape[0])
-                  & (columns >= 0) & (columns < self.shape[1]))
-        index = np.empty((int(inside.sum()), 3), int)
-        first, second = np.nonzero(inside)
-        index[:, others[0]], index[:, others[1]], index[:, axis] = first, second, depth[inside] - low[axis]
-        claimed = np.zeros(counts[::-1], bool)
-        array = np.zeros(counts[::-1], bool)
-        place = tuple(index[:, ::-1].T)
-        claimed[place] = True
-        array[place] = mask[rows[inside], columns[inside]]
+        meets = -self.distance(volume.to_ras(grid)) / along[axis]  # where the column meets the plane
+        claimed, array = np.zeros(counts[::-1], bool), np.zeros(counts[::-1], bool)
+        for offset in (0, -1, 1) if solid else (0,):
+            depth = np.round(meets).astype(int) + offset
+            grid[..., axis] = depth if offset else meets
+            columns, rows = np.moveaxis(np.round(self.to_pixels(volume.to_ras(grid))).astype(int), -1, 0)
+            inside = ((depth >= low[axis]) & (depth <= high[axis]) & (rows >= 0) & (rows < self.shape[0])
+                      & (columns >= 0) & (columns < self.shape[1]))
+            if offset:
+                inside &= np.abs(depth - meets) < reach
+            index = np.empty((int(inside.sum()), 3), int)
+            first, second = np.nonzero(inside)
+            index[:, others[0]], index[:, others[1]], index[:, axis] = first, second, depth[inside] - low[axis]
+            place = tuple(index[:, ::-1].T)
+            claimed[place] = True
+            array[place] = mask[rows[inside], columns[inside]]
         return MaskPatch((low[0], high[0], low[1], high[1], low[2], high[2]), array, claimed)
 
     def _voxel_extent(self, mask: np.ndarray, volume: Volume) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ POSITIVE, NEGATIVE, BOX, DRAWING = "positive", "negative", "box", "drawing"
 COLORS = {POSITIVE: (0.10, 0.75, 0.25), NEGATIVE: (0.90, 0.15, 0.15), BOX: (0.95, 0.75, 0.10),
           DRAWING: (0.95, 0.75, 0.10)}
 SUFFIX = {POSITIVE: "points", NEGATIVE: "excluded", BOX: "box", DRAWING: "box being drawn"}
-BOX_DEPTH = 0.5  # of a slice: thickness of the ROI along its view's normal
+BOX_DEPTH = 1.0  # slices: thickness of the ROI along its view's normal
 EVENTS = {POSITIVE: ("PointPositionDefinedEvent", "PointEndInteractionEvent", "PointRemovedEvent"),
           BOX: ("PointEndInteractionEvent",), DRAWING: ()}
 EVENTS[NEGATIVE] = EVENTS[POSITIVE]
@@ -398,6 +398,7 @@ def _style(display: Any, kind: str) -> None:
         display.SetFillOpacity(0.1)
         display.SetPropertiesLabelVisibility(False)
         display.SetHandlesInteractive(False)
+        display.SetGlyphScale(0.5)  # its centre is no prompt
     else:
         display.SetGlyphScale(2.0)
         display.SetPointLabelsVisibility(False)

@@ -274,7 +274,8 @@ class SceneSegmenter:
         answers = dict(self._answers.get(target.key, {}))
         keys = [answer.plane.key() if answer is not None else prompts.plane.key()
                 for prompts, answer in zip(asked, found, strict=True)]
-        changes = [Change(None if answer is None else answer.plane.insert(self._smooth(answer), volume),
+        solid = len(found) == 1 or any(prompts is not None for prompts in asked)  # else parallel slices of Auto
+        changes = [Change(None if answer is None else answer.plane.insert(self._smooth(answer), volume, solid),
                           answers[key].written if key in answers else None)
                    for key, answer in zip(keys, found, strict=True)]
         changes += [Change(None, answers[key].written) for key in dropped]

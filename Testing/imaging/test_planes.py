@@ -150,3 +150,21 @@ def test_memory_follows_the_object_not_the_volume(slice_to_ras, center):
 def test_what_cannot_be_used_is_said(make_ball, make, message):
     with pytest.raises(VolumeError, match=message):
         make(make_ball("RAS", "isotropic"))
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.3, 0.7, 1.2])
+def test_a_solid_mask_fills_every_cell_that_an_oblique_plane_passes_through(tilt):
+    volume = Volume(np.zeros((40, 40, 40), np.uint8), np.diag([1.0, 1.0, 1.5, 1.0]))
+    matrix = np.eye(4)
+    matrix[:3, :3] = [[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]]
+    matrix[:3, 3] = (20, 20, 30)
+    plane = SlicePlane.from_slice_to_ras(volume, matrix)
+    patch = plane.insert(np.ones(plane.shape, bool), volume, solid=True)
+    filled = np.zeros((40, 40, 40), bool)
+    filled[patch.slices] = patch.array
+    pixels = np.stack(np.meshgrid(np.arange(0, plane.shape[1] - 1, 0.37), np.arange(0, plane.shape[0] - 1, 0.37)), -1)
+    ijk = np.round(volume.to_ijk(plane.to_ras(pixels))).astype(int).reshape(-1, 3)
+    ijk = ijk[((ijk >= 0) & (ijk < 40)).all(axis=1)]
+    assert filled[tuple(ijk[:, ::-1].T)].mean() > 0.999
+    once = plane.insert(np.ones(plane.shape, bool), volume)
+    assert filled[once.slices][once.array].all()

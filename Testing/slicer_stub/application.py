@@ -20,15 +20,23 @@ MODULE = Path(__file__).parents[2] / "SegMoTE"
 def start_scene() -> Any:
     """A fresh ``slicer.mrmlScene`` with three slice nodes, a crosshair and the logics that segments need."""
     scene = slicer.vtkMRMLScene()
-    application = slicer.vtkMRMLApplicationLogic()
+    application = slicer.vtkSlicerApplicationLogic()
     application.SetMRMLScene(scene)
-    segmentations, volumes = slicer.vtkSlicerSegmentationsModuleLogic(), slicer.vtkSlicerVolumesLogic()
-    for logic in (segmentations, volumes):
-        logic.SetMRMLScene(scene)
+    application.GetColorLogic().SetMRMLScene(scene)
+    application.GetColorLogic().AddDefaultColorNodes()
+    application.SetSliceLogics(vtk.vtkCollection())
+    application.SetViewLogics(vtk.vtkCollection())
+    logics = {"Segmentations": slicer.vtkSlicerSegmentationsModuleLogic(), "Volumes": slicer.vtkSlicerVolumesLogic(),
+              "Markups": slicer.vtkSlicerMarkupsLogic(), "Colors": application.GetColorLogic()}
+    for name, logic in logics.items():
+        if name != "Colors":
+            logic.SetMRMLApplicationLogic(application)
+            logic.SetMRMLScene(scene)
+        application.SetModuleLogic(name, logic)
     slicer.mrmlScene = scene
     slicer.app = SimpleNamespace(applicationLogic=lambda: application)
-    slicer.modules = SimpleNamespace(segmentations=SimpleNamespace(logic=lambda: segmentations),
-                                     volumes=SimpleNamespace(logic=lambda: volumes))
+    slicer.modules = SimpleNamespace(**{name.lower(): SimpleNamespace(logic=lambda logic=logic: logic)
+                                        for name, logic in logics.items()})
     add_views(scene)
     return scene
 

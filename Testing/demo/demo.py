@@ -1,0 +1,184 @@
+"""The whole way, from a volume to segments, on a real Slicer scene, with pictures of real slice views.
+
+    make demo
+    make demo VOLUME=path/to/volume.nii.gz LABEL=path/to/label.nii.gz
+
+Without VOLUME the T1-weighted head and the tissue maps that come with the nilearn package are used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from Testing.slicer_stub import install, start_scene  # noqa: E402
+
+install()
+
+import slicer  # noqa: E402
+from SegMoTEModule.logic import SegMoTELogic  # noqa: E402
+
+from SegMoTELib.evaluation.clicks import corrective_click, tight_box  # noqa: E402
+from SegMoTELib.imaging.files import read_volume  # noqa: E402
+from SegMoTELib.imaging.planes import SlicePlane  # noqa: E402
+from SegMoTELib.imaging.volume import Volume  # noqa: E402
+from SegMoTELib.mrml.segments import segment_mask  # noqa: E402
+from SegMoTELib.mrml.volumes import plane_of, view_along, volume_of  # noqa: E402
+from Testing.demo.views import SliceView, ThreeDView  # noqa: E402
+from Testing.slicer_stub.application import volume_node  # noqa: E402
+
+CORRECTIONS = 3  # clicks after the box
+TILT = np.deg2rad(25)
+
+
+def package_data() -> tuple[Path, np.ndarray]:
+    """The head of the nilearn package and its brain, (k, j, i) bool: grey and white matter with what they enclose."""
+    folder = Path(find_spec("nilearn").origin).parent / "datasets" / "data"
+    name = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+    tissue = [read_volume(folder / name.format(kind)).array.astype(int) for kind in ("gm", "wm")]
+    brain = ndimage.binary_opening(sum(tissue) >= 128, iterations=2)
+    labels, _ = ndimage.label(brain)
+    brain = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+    return folder / name.format("t1"), np.stack([ndimage.binary_fill_holes(part) for part in brain])
+
+
+def views(node: object, center: np.ndarray) -> dict[str, np.ndarray]:
+    """Axial, sagittal and an oblique slice-to-RAS matrix through a point."""
+    found = {name: view_along(node, name) for name in ("axial", "sagittal")}
+    turn = np.eye(4)
+    turn[:3, :3] = [[1, 0, 0], [0, np.cos(TILT), -np.sin(TILT)], [0, np.sin(TILT), np.cos(TILT)]]
+    found["oblique"] = view_along(node, "coronal") @ turn
+    for matrix in found.values():
+        matrix[:3, 3] = center
+    return found
+
+
+class Demo:
+    """One volume, its known label and the segments made of it."""
+
+    def __init__(self, path: Path, truth: np.ndarray | None, folder: Path) -> None:
+        self.folder, self.truth = folder, truth
+        self.scene = start_scene()
+        self.node = volume_node(path)
+        self.logic = SegMoTELogic()
+        self.logic.mapping = "percentiles"
+        self.logic.onStatus = lambda text, error: print(f"  {text}")
+        self.segmentation = self.logic.addSegmentation(self.node)
+        self.volume = volume_of(self.node)
+        if truth is None:
+            values = ndimage.gaussian_filter(self.volume.array.astype(np.float32), 1)
+            labels, _ = ndimage.label(values > np.percentile(values, 75))
+            self.guide = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+        else:
+            self.guide = truth
+        self.center = self.volume.to_ras(np.array(ndimage.center_of_mass(self.guide))[::-1])
+
+    def run(self) -> None:
+        """Segment in three views, then Auto; save everything."""
+        red = SliceView(slicer.util.getNode("Red"))
+        for name, matrix in views(self.node, self.center).items():
+            segment = self.logic.addSegment(self.segmentation, self.node, f"{name} view")
+            self.prompt(name, matrix, segment)
+            target = self.logic.target(self.node, self.segmentation, segment)
+            self.logic.showPromptsOf(target, lambda: None)
+            for other in self.segmentation.GetSegmentation().GetSegmentIDs():
+                self.segmentation.GetDisplayNode().SetSegmentVisibility(other, other == segment)
+            red.show(self.node, matrix)
+            red.save(self.folder / f"{name}.png")
+        target_name = self.logic.targets()[0][0]
+        print(f"Auto, {target_name}, on the axial slice:")
+        self.logic.autoSegment(self.node, self.segmentation, target_name)
+        self.report_seconds()
+        self.save()
+
+    def prompt(self, name: str, matrix: np.ndarray, segment: str) -> None:
+        """A box around the structure, then clicks where the mask is wrong."""
+        plane = plane_of(matrix, self.node)
+        guide = self.on_plane(self.guide, plane)
+        x0, y0, x1, y1 = tight_box(guide)
+        self.logic.segmentInBox(self.node, self.segmentation, segment, plane.to_ras(np.array([[x0, y0], [x1, y1]])),
+                                matrix)
+        print(f"{name}: box{self.score(segment, plane)}")
+        self.report_seconds()
+        taken = ()
+        for _ in range(CORRECTIONS):
+            click = corrective_click(guide, self.on_plane(self.found(segment), plane), taken)
+            if click is None:
+                break
+            taken += (click,)
+            point = [plane.to_ras(np.array([click.x, click.y], float))]
+            positive = bool(click.label)
+            self.logic.segmentAtPoints(self.node, self.segmentation, segment, point if positive else [],
+                                       [] if positive else point, matrix)
+            print(f"{name}: {'+' if positive else '-'} click{self.score(segment, plane)}")
+            self.report_seconds()
+
+    def found(self, segment: str) -> np.ndarray:
+        """(k, j, i) bool."""
+        i, j, k = self.volume.shape
+        return segment_mask(self.segmentation, segment, self.node, (0, i - 1, 0, j - 1, 0, k - 1))
+
+    def on_plane(self, mask: np.ndarray, plane: SlicePlane) -> np.ndarray:
+        """(rows, columns) bool of a mask of the volume."""
+        return plane.extract(Volume(mask.astype(np.float32), self.volume.ijk_to_ras)) >= 0.5
+
+    def score(self, segment: str, plane: SlicePlane) -> str:
+        """Dice on the voxels that the plane passes through, where the label is known."""
+        if self.truth is None:
+            return ""
+        everything = plane.insert(np.ones(plane.shape, bool), self.volume)
+        claimed = np.zeros_like(self.truth)
+        claimed[everything.slices] = everything.claimed
+        found, known = self.found(segment) & claimed, self.truth & claimed
+        return f", Dice {2 * (found & known).sum() / (found.sum() + known.sum()):.3f}"
+
+    def report_seconds(self) -> None:
+        """Time of every stage of the latest answer."""
+        print("  " + ", ".join(f"{stage} {value * 1000:.0f} ms" for stage, value in self.logic.seconds.items()))
+
+    def save(self) -> None:
+        """3D picture, segmentation and scene."""
+        for one in self.segmentation.GetSegmentation().GetSegmentIDs():
+            self.segmentation.GetDisplayNode().SetSegmentVisibility(one, True)
+        self.segmentation.CreateClosedSurfaceRepresentation()
+        ThreeDView().save(self.folder / "3d.png")
+        for node, kind, name in ((self.segmentation, "vtkMRMLSegmentationStorageNode", "segmentation.seg.nrrd"),
+                                 (self.node, "vtkMRMLVolumeArchetypeStorageNode", "volume.nrrd")):
+            storage = self.scene.AddNewNodeByClass(kind)
+            storage.SetFileName(str(self.folder / name))
+            node.SetAndObserveStorageNodeID(storage.GetID())
+            if not storage.WriteData(node):
+                raise SystemExit(f"{name} could not be written")
+        self.scene.SetRootDirectory(str(self.folder))
+        self.scene.Commit(str(self.folder / "scene.mrml"))
+        print(f"Saved to {self.folder}: " + ", ".join(sorted(path.name for path in self.folder.iterdir())))
+        self.logic.close()
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--volume", type=Path, help="volume file; default: the package's head")
+    parser.add_argument("--label", type=Path, help="its label file; the largest label is segmented")
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for the results")
+    arguments = parser.parse_args()
+    if arguments.volume is None:
+        path, truth = package_data()
+    else:
+        path, truth = arguments.volume, None
+        if arguments.label is not None:
+            label = read_volume(arguments.label).array.astype(int)
+            truth = label == 1 + np.bincount(label.ravel())[1:].argmax()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    Demo(path, truth, arguments.output.resolve()).run()
+
+
+if __name__ == "__main__":
+    main()
