@@ -26,3 +26,21 @@ def model(repeats: int, checkpoint: str | None, json_path: Path | None) -> None:
     click.echo(format_report(report))
     if json_path:
         json_path.write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+
+@command.command("click")
+@click.argument("volume", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("--model", "name", default="segmote-tiny", show_default=True, metavar="NAME|PATH", help="Model to use.")
+@click.option("--clicks", default=8, show_default=True, type=click.IntRange(min=2), help="Clicks per slice.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures here.")
+def click_to_segment(volume: Path | None, name: str, clicks: int, json_path: Path | None) -> None:
+    """From a click to the segment in a Slicer scene, stage by stage, on VOLUME or a synthetic one.
+
+    Needs the slicer-core package.
+    """
+    from SegMoTELib.benchmarks.click import bench_click, format_click
+
+    report = bench_click(name, volume, clicks)
+    click.echo(format_click(report))
+    if json_path:
+        json_path.write_text(json.dumps(report, indent=2), encoding="utf-8")

@@ -74,6 +74,7 @@ class SceneSegmenter:
         self.seconds: dict[str, float] = {}  # stages of the latest answer
         self._writer: SegmentWriter | None = None
         self._sessions: OrderedDict[tuple, Session] = OrderedDict()
+        self._limits: tuple = (None, None)  # volume and mapping -> (black, white); percentiles take long
         self._prompts: dict[tuple, PromptSet] = {}
         self._answers: dict[tuple, dict[tuple, Answer]] = {}
         self._known: dict[tuple, dict] = {}  # prompts as of the latest step
@@ -248,8 +249,12 @@ class SceneSegmenter:
     def _session(self, node: Any) -> Session:
         """The session of a volume node as it is now; another one after its voxels, geometry or window changed."""
         volume = volume_of(node)
-        limits = range_of(volume, *self._mapping(node))
-        key = (node.GetID(), node.GetImageData().GetMTime(), volume.ijk_to_ras.tobytes(), limits, id(self.predictor))
+        content = (node.GetID(), node.GetImageData().GetMTime())
+        mapping = (*content, *self._mapping(node))
+        if self._limits[0] != mapping:
+            self._limits = (mapping, range_of(volume, *mapping[2:]))
+        limits = self._limits[1]
+        key = (*content, volume.ijk_to_ras.tobytes(), limits, id(self.predictor))
         if key not in self._sessions:
             self._sessions[key] = Session(self.predictor, volume, limits)
             while len(self._sessions) > SESSIONS_KEPT:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "mrml": {"interaction", "imaging", "errors"},
     "training": {"interaction", "data", "imaging", "network", "errors"},
     "evaluation": {"interaction", "data", "imaging", "network", "zoo", "errors"},
-    "benchmarks": {"interaction", "imaging", "network", "evaluation", "errors"},
+    "benchmarks": {"mrml", "interaction", "imaging", "network", "evaluation", "zoo", "errors"},
     "cli": {"interaction", "data", "imaging", "network", "training", "evaluation", "benchmarks", "zoo", "errors"},
 }
 FILES = sorted(path for path in LIBRARY.rglob("*.py") if path.parent != LIBRARY)
