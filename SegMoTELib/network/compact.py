@@ -56,14 +56,14 @@ class CompactDecoder(ExpertDecoder):
     def start_experts_from_base(self) -> None:
         """Give untrained experts the base's mask token and heads, so that adapting starts near the base's masks.
 
-        What is left to learn is what the experts do in place of the base's token MLP.
+        What is left to learn is what the experts add to the base's token MLP.
         """
         tokens = self.expert_tokens.weight
-        tokens.copy_(self.mask_tokens.weight[:1] + 0.02 * torch.randn_like(tokens))
+        tokens.copy_(self.mask_tokens.weight[:1] + 0.01 * torch.randn_like(tokens))
         for index, layer in enumerate(self.output_hypernetworks_mlps[0].layers):
             self.expert_heads.weights[index].copy_(layer.weight.t().expand_as(self.expert_heads.weights[index]))
             self.expert_heads.biases[index].copy_(layer.bias.expand_as(self.expert_heads.biases[index]))
-        self.expert_finish[2].weight.mul_(0.1)  # what the experts add to the base's features
+        self.expert_finish[2].weight.mul_(0.02)  # what the experts add to the base's features
         for layer in self.transformer.layers:
             if layer.experts is not None and layer.experts.residual:
                 layer.experts.norm.load_state_dict(layer.norm3.state_dict())

@@ -55,7 +55,7 @@ class ModelConfig:
         experts: number of expert tokens and of experts. top_k: experts kept per token. expert_rank: their inner width.
         expert_layers: decoder layers with token experts; in the others expert tokens take the usual MLP.
         gating: "learned" (softmax over all experts, then top k) or "reference" (the released weights' behaviour).
-        expert_residual: the expert output is added to the token and normalised instead of replacing it.
+        expert_residual: the expert output is added to the base's token MLP instead of replacing it.
         prompt_tokens: Q, prompt tokens per auto target. auto_targets: what PPT can segment without prompts.
         resize: "pad" (aspect ratio kept, SAM) or "squash" (released SegMoTE).
         pixel_mean, pixel_std: input normalisation on 0-255.

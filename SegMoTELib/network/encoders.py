@@ -18,6 +18,10 @@ from SegMoTELib.network.config import ModelConfig
 BIAS_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 512 << 20, "mps": 128 << 20}
 
 
+CONTRAST_WINDOWS = (24, 96)  # sides of the windows of local contrast, input pixels
+FLAT = 0.03  # standard deviation, about two grey levels, below which local contrast fades
+
+
 @dataclass
 class ImageEmbedding:
     """What the encoder knows of B images; expensive to compute, cheap to keep.
@@ -210,16 +214,17 @@ class CompactEncoder(nn.Module):
     """Plain 3x3 convolutions in five stages (strides 2 to 32), joined top-down at stride 8.
 
     Plain convolutions train and run faster per minute on a CPU than mobile or transformer blocks of the same accuracy.
+    Beside the colours they see the local contrast, in which a faint lesion is as plain as a bright one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         widths = config.compact_widths
         self.stages = nn.ModuleList()
-        previous = 3
+        previous = colours = 3 + len(CONTRAST_WINDOWS)
         for width, depth in zip(widths, config.compact_depths, strict=True):
             down = [nn.Conv2d(previous, width, 3, stride=2, padding=1)]
-            if previous != 3:
+            if previous != colours:
                 down = [nn.GroupNorm(8, previous), nn.ReLU(), *down]
             self.stages.append(nn.Sequential(*down, *[ResidualBlock(width) for _ in range(depth)]))
             previous = width
@@ -230,7 +235,7 @@ class CompactEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> ImageEmbedding:
         """Encode (B, 3, S, S) normalised pixels, S a multiple of 32."""
-        x = pixels.contiguous(memory_format=torch.channels_last)
+        x = torch.cat([pixels, local_contrast(pixels)], dim=1).contiguous(memory_format=torch.channels_last)
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -240,3 +245,24 @@ class CompactEncoder(nn.Module):
             lateral = self.lateral[level](maps[level + 2])
             top = lateral + F.interpolate(top, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return ImageEmbedding(self.neck(top), (maps[1], maps[0]))
+
+
+def local_contrast(pixels: Tensor) -> Tensor:
+    """Brightness minus its local mean over its local standard deviation, one map per window.
+
+    Args:
+        pixels: (B, 3, S, S) normalised, S a multiple of 32.
+
+    Returns:
+        (B, 2, S, S), about 0 in mean and 1 in standard deviation; 0 where the window is flat.
+    """
+    brightness = pixels.mean(dim=1, keepdim=True)
+    powers = torch.cat([brightness, brightness.square()], dim=1)
+    maps = []
+    for window in CONTRAST_WINDOWS:
+        cells = F.avg_pool2d(powers, window // 3)
+        cells = F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
+        mean, square = F.interpolate(cells, size=pixels.shape[-2:], mode="bilinear", align_corners=False).split(1, 1)
+        deviation = (square - mean.square()).clamp_min(0).sqrt()
+        maps.append((brightness - mean) / (deviation + FLAT))
+    return torch.cat(maps, dim=1)

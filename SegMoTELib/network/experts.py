@@ -58,15 +58,21 @@ class TokenExperts(nn.Module):
         nn.init.trunc_normal_(self.down_weight, std=dim ** -0.5)
         nn.init.trunc_normal_(self.gate, std=dim ** -0.5)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Routing]:
-        """Route (N, T, D) tokens through their experts; returns the new states, same shape, and the routing."""
+    def forward(self, tokens: Tensor, shared: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """Route (N, T, D) tokens through their experts; returns the new states, same shape, and the routing.
+
+        Args:
+            shared: with ``residual``, (N, T, D) what an expert that all tokens share adds: the frozen base's token MLP.
+        """
         routing = self.route(tokens)
         hidden = torch.einsum("ntd,erd->nter", tokens, self.down_weight) + self.down_bias
         if self.residual:
             hidden = F.gelu(hidden)
         combined = torch.einsum("nte,nter->ntr", routing.gates, hidden)
         out = self.up(self.mix2(self.mix1(combined)))
-        return (self.norm(tokens + out) if self.residual else out), routing
+        if not self.residual:
+            return out, routing
+        return self.norm(tokens + out if shared is None else tokens + out + shared), routing
 
     def route(self, tokens: Tensor) -> Routing:
         """Score the experts for every token; noise is drawn in training mode only."""

@@ -37,7 +37,7 @@ class ImageSide:
 
 
 class ExpertLayer(TwoWayAttentionBlock):
-    """segment-anything's two-way block; its expert tokens pass through :class:`TokenExperts` instead of the MLP."""
+    """segment-anything's two-way block; its expert tokens pass through :class:`TokenExperts`, too, or instead of the MLP."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__(config.embed_dim, num_heads=8, mlp_dim=config.decoder_mlp, activation=nn.ReLU,
@@ -73,7 +73,7 @@ class ExpertLayer(TwoWayAttentionBlock):
         before, expert, after = (tokens[:, :expert_slice.start], tokens[:, expert_slice], tokens[:, expert_slice.stop:])
         others = torch.cat([before, after], dim=1)
         others = self.norm3(others + self.mlp(others))
-        expert, routing = self.experts(expert)
+        expert, routing = self.experts(expert, self.mlp(expert) if self.experts.residual else None)
         count = before.shape[1]
         return torch.cat([others[:, :count], expert, others[:, count:]], dim=1), routing
 

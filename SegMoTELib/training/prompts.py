@@ -70,38 +70,6 @@ def corrective_click(predicted: np.ndarray, truth: np.ndarray, rng: np.random.Ge
     return click, int(truth[int(click[1]), int(click[0])])
 
 
-def spoiled_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Logits such as an imperfect earlier round leaves: the target moved, swollen, shrunk, cut or with a leak.
-
-    Args:
-        mask: (h, w) bool, may be empty.
-
-    Returns:
-        (h, w) float32 logits.
-    """
-    size = len(mask)
-    spoiled = mask.astype(np.float32)
-    radius = max(1.0, np.sqrt(mask.sum() / np.pi))
-    if rng.random() < 0.4:  # moved and scaled
-        rows, columns = np.nonzero(mask) if mask.any() else (np.array([size / 2]), np.array([size / 2]))
-        scale = np.exp(rng.normal(0, 0.2))
-        center = np.array([columns.mean(), rows.mean()])
-        shift = rng.normal(0, 0.2, 2) * radius
-        offset = (1 - scale) * center + shift
-        spoiled = cv2.warpAffine(spoiled, np.array([[scale, 0, offset[0]], [0, scale, offset[1]]]), (size, size))
-    for _ in range(rng.integers(1, 4)):  # discs missing or leaked near the border
-        border = np.argwhere(cv2.Laplacian(spoiled, cv2.CV_32F) != 0)
-        row, column = border[rng.integers(len(border))] if len(border) else rng.integers(size, size=2)
-        disc = int(max(1, radius * rng.uniform(0.2, 0.8)))
-        cv2.circle(spoiled, (int(column), int(row)), disc, float(rng.random() < 0.5), -1)
-    if rng.random() < 0.3:
-        kernel = np.ones((3, 3), np.uint8)
-        grow = cv2.dilate if rng.random() < 0.5 else cv2.erode
-        spoiled = grow(spoiled, kernel, iterations=int(rng.integers(1, max(2, size // 20))))
-    blurred = cv2.GaussianBlur(spoiled, (0, 0), rng.uniform(0.5, 2))
-    return ((blurred - 0.5) * rng.uniform(5, 14)).astype(np.float32)
-
-
 def _pick(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     index = np.flatnonzero(region)
     row, column = np.divmod(index[rng.integers(len(index))], region.shape[1])

@@ -15,7 +15,7 @@ from SegMoTELib.training.dataset import Item
 from SegMoTELib.training.dense import DenseHead
 from SegMoTELib.training.embeddings import EmbeddingStore
 from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
-from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box, spoiled_mask
+from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
 
 EMBEDDING_BYTES = 6 << 30  # of memory for the adapt stage's embeddings
 
@@ -58,12 +58,13 @@ class InteractiveStep(nn.Module):
         self.adapters = config.stage == "adapt"
         self.embeddings = EmbeddingStore(EMBEDDING_BYTES)
 
-    def forward(self, batch: Batch, rounds: int, start: str = "single") -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, rounds: int, several: bool = False,
+                before: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss over targets and rounds, and named means for the log.
 
         Args:
-            rounds: prompts per target. start: "single", "several" (the first prompt holds several clicks) or
-                "correction" (it comes with a spoiled mask and a click in its error, as a later round would).
+            rounds: prompts per target that are learned from. several: the first prompt holds several clicks.
+            before: corrected rounds that come first and are not learned from: a late round at a third of its price.
         """
         if not self.config.augmented:
             embedding = self.embeddings.encode(self.model, batch.pixels, batch.keys)
@@ -80,7 +81,7 @@ class InteractiveStep(nn.Module):
             if len(rows) == 0:
                 continue
             loss, values = self._interact(mode, embedding[owner[rows]], batch.truth[rows], batch.targets[rows],
-                                          [rngs[i] for i in rows], rounds, start)
+                                          [rngs[i] for i in rows], rounds, several, before)
             losses.append(loss)
             for name, value in values.items():
                 log[f"{mode}/{name}"] = value.mean()
@@ -98,7 +99,7 @@ class InteractiveStep(nn.Module):
         return "box" if rng.random() < self.config.box_share else "point"
 
     def _interact(self, mode: str, embedding: ImageEmbedding, truth: np.ndarray, targets: np.ndarray,
-                  rngs: list[np.random.Generator], rounds: int, start: str,
+                  rngs: list[np.random.Generator], rounds: int, several: bool, before: int,
                   ) -> tuple[Tensor, dict[str, Tensor]]:
         """All rounds of one kind of first prompt; returns (N,) losses and (N,) IoUs by round."""
         device = embedding.features.device
@@ -111,24 +112,21 @@ class InteractiveStep(nn.Module):
             points = (torch.from_numpy(clicks)[:, None], torch.ones(len(truth), 1, dtype=torch.int64))
         else:
             auto = torch.from_numpy(targets)
-        if start == "several" and mode != "auto":
+        if several and mode != "auto":
             extra = [extra_clicks(*pair) for pair in zip(truth, rngs, strict=True)]
             points = _append(points, torch.from_numpy(np.stack([coords for coords, _ in extra])),
                              torch.from_numpy(np.stack([labels for _, labels in extra])))
-        if start == "correction":
-            size = self.model.config.mask_size
-            inside = _fraction(truth, size, device)
-            spoiled = [spoiled_mask(*pair) for pair in zip((inside > 0.5).cpu().numpy(), rngs, strict=True)]
-            previous = torch.from_numpy(np.stack(spoiled)).to(device)[:, None]
-            points = _add_clicks(points, previous[:, 0], inside, self.model.config.image_size, rngs)
         total, values = 0.0, {}
-        for index in range(rounds):
-            prediction = self.model.decode(embedding, points=points, boxes=boxes, masks=previous, auto=auto,
-                                           adapters=self.adapters)
+        for index in range(before + rounds):
+            learn = index >= before
+            with torch.set_grad_enabled(torch.is_grad_enabled() and learn):
+                prediction = self.model.decode(embedding, points=points, boxes=boxes, masks=previous, auto=auto,
+                                               adapters=self.adapters)
             small = _fraction(truth, prediction.logits.shape[-1], device)
-            total = total + self._loss(prediction, small)
             values[f"iou{index}"] = mask_iou(prediction.logits[:, 0], small)
-            if index + 1 < rounds:
+            if learn:
+                total = total + self._loss(prediction, small)
+            if index + 1 < before + rounds:
                 previous = prediction.logits.detach()
                 points = _add_clicks(points, previous[:, 0], small, self.model.config.image_size, rngs)
         return total / rounds, values

@@ -27,7 +27,8 @@ from SegMoTELib.training.dense import ClassList, DenseHead
 from SegMoTELib.training.step import Batch, InteractiveStep
 
 VALIDATION_ITEMS = 96
-FIRST_PROMPTS, FIRST_PROMPT_SHARES = ("single", "several", "correction"), (0.45, 0.25, 0.3)
+SEVERAL_SHARE = 0.15  # single-round steps whose first prompt holds several clicks
+ROUNDS_BEFORE, ROUNDS_BEFORE_SHARES = (0, 1, 2, 4), (0.5, 0.2, 0.15, 0.15)  # of other single-round steps
 
 
 class Trainer:
@@ -162,7 +163,7 @@ class Trainer:
         data = self._data("train", phase.size)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        start = self._first_prompt(phase)
+        several, before = self._beginning(phase)
         share = phase.batch // (self.world * self.config.accumulate)
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {}
@@ -172,7 +173,7 @@ class Trainer:
             items = [data.item(np.random.default_rng(seed), augment=self.config.augmented) for seed in seeds]
             torch.manual_seed(seeds[0])  # routing noise
             self._set_mode()
-            loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds, start)
+            loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds, several, before)
             (loss / self.config.accumulate).backward()
             log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
             log.update({name: float(value) for name, value in values.items()})
@@ -186,11 +187,14 @@ class Trainer:
                              1 - decay)
         return log
 
-    def _first_prompt(self, phase: Phase) -> str:
-        """How the interaction starts in this step: with a single round, later rounds are imitated."""
+    def _beginning(self, phase: Phase) -> tuple[bool, int]:
+        """Whether this step's first prompt holds several clicks, and how many rounds go before those learned from."""
+        rng = np.random.default_rng([self.config.seed, self.step])
         if phase.rounds > 1:
-            return "single"
-        return str(np.random.default_rng([self.config.seed, self.step]).choice(FIRST_PROMPTS, p=FIRST_PROMPT_SHARES))
+            return False, 0
+        if rng.random() < SEVERAL_SHARE:
+            return True, 0
+        return False, int(rng.choice(ROUNDS_BEFORE, p=ROUNDS_BEFORE_SHARES))
 
     def _batch(self, items, seeds) -> Batch:
         batch = Batch.stack(items, seeds, self.model.config.pixel_mean, self.model.config.pixel_std)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box, spoiled_mask
+from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
 
 
 @pytest.fixture
@@ -71,22 +71,3 @@ def test_prompts_are_the_same_for_the_same_seed(a_mask):
     pairs = [(first_click(a_mask, np.random.default_rng(5)), jittered_box(a_mask, np.random.default_rng(6)))
              for _ in range(2)]
     assert all((a == b).all() for a, b in zip(*pairs, strict=True))
-
-
-def test_a_spoiled_mask_resembles_its_target_without_being_it():
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[:48, :48]
-    mask = (rows - 22) ** 2 + (columns - 26) ** 2 < 12 ** 2
-    overlaps = []
-    for _ in range(40):
-        spoiled = spoiled_mask(mask, rng)
-        assert spoiled.dtype == np.float32
-        assert np.isfinite(spoiled).all()
-        overlaps.append(2 * ((spoiled > 0) & mask).sum() / ((spoiled > 0).sum() + mask.sum()))
-    assert 0.5 < np.mean(overlaps) < 0.97
-    assert np.std(overlaps) > 0.02
-
-
-def test_nothing_can_be_spoiled_too():
-    spoiled = spoiled_mask(np.zeros((48, 48), bool), np.random.default_rng(1))
-    assert np.isfinite(spoiled).all()
