@@ -21,6 +21,7 @@ from SegMoTELib.zoo import MODELS_FOLDER
 
 WEIGHTS, CARD = MODELS_FOLDER / "segmote-tiny.safetensors", MODELS_FOLDER / "segmote-tiny.md"
 TEXT = Path(__file__).with_name("segmote-tiny-card.md")
+LICENCE = "Apache-2.0; the licences of the images it learned from are in segmote-tiny.md"
 LEAST_AUTO = 0.80  # validation Dice below which an auto target is not offered
 PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
 MODES = ("box", "click1", "click3", "click5", "auto")
@@ -91,8 +92,10 @@ def weights(model: Path, size: int, validation: Path) -> None:
         click.echo(f"{name}: {score:.3f} {'kept' if name in good else 'not offered'}")
     with torch.no_grad():
         released = resized(keep_targets(trained, good), size)
+    here = str(Path.cwd())
+    metadata = {key: value.replace(here + "/", "") for key, value in released.metadata.items()}
     WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(released, WEIGHTS, released.metadata, half=True)
+    save_checkpoint(released, WEIGHTS, {**metadata, "licence": LICENCE}, half=True)
     click.echo(f"{WEIGHTS}: {WEIGHTS.stat().st_size / 1e6:.1f} MB")
 
 
