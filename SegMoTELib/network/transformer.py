@@ -37,7 +37,7 @@ class ImageSide:
 
 
 class ExpertLayer(TwoWayAttentionBlock):
-    """segment-anything's two-way block; its expert tokens pass through :class:`TokenExperts`, too, or instead of the MLP."""
+    """segment-anything's two-way block; expert tokens pass through :class:`TokenExperts` beside the MLP, or instead."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__(config.embed_dim, num_heads=8, mlp_dim=config.decoder_mlp, activation=nn.ReLU,

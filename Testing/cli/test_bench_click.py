@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("slicer")
 
-from SegMoTELib.cli.bench import command  # noqa: E402
+from SegMoTELib.cli.bench import command
 
 
 def test_the_stages_add_up_and_a_cached_slice_is_not_encoded_again(tmp_path):

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from Testing.slicer_stub import install, start_scene  # noqa: E402
+from Testing.slicer_stub import install, start_scene
 
 install()
 

@@ -28,7 +28,7 @@ def main() -> None:
     from PySide6 import QtGui, QtTest
 
     start_scene()
-    path, brain = package_data()
+    path, _brain = package_data()
     node = volume_node(path, "Head MR")
     import SegMoTE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from SegMoTELib.errors import PromptError
+from SegMoTELib.imaging.intensity import range_of
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.volume import Volume
 from SegMoTELib.interaction import session as session_module
@@ -107,3 +109,18 @@ def test_prompts_that_say_nothing_are_explained_and_leave_the_session_usable(ses
     with pytest.raises(PromptError, match=message):
         session.predict(axial(session), **prompts)
     assert session.predict(axial(session), positives=[[0, 0, 0]]).mask.dtype == bool
+
+
+def test_a_huge_volume_costs_no_more_than_its_slice(predictor):
+    tracemalloc.start()
+    one = np.random.default_rng(0).integers(0, 255, (2048, 2048), dtype=np.uint8)
+    array = np.broadcast_to(one, (1000, 2048, 2048))  # 4 GiB, if anything copied it
+    volume = Volume(array, np.eye(4))
+    session = Session(predictor, volume, range_of(volume, "percentiles"))
+    plane = SlicePlane.through(volume, "axial", [1000.0, 1000.0, 500.0])
+    answer = session.predict(plane, positives=[[1000.0, 1000.0, 500.0]])
+    plane.insert(answer.mask, volume)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert answer.mask.shape == (2048, 2048)
+    assert peak < 1 << 30
