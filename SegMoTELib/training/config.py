@@ -17,7 +17,7 @@ class Phase:
 
     Attributes:
         size: side of the square input, pixels. steps: optimiser steps. batch: images per step, over all processes.
-        rounds: prompts per target learned from; with 1, late rounds are learned in some steps, several clicks in others.
+        rounds: prompts per target learned from; with 1, late rounds are learned in some steps, more clicks in others.
     """
 
     size: int
