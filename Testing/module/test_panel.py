@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import vtk
 
 pytest.importorskip("PySide6.QtWidgets")
 slicer = pytest.importorskip("slicer")
@@ -140,6 +141,25 @@ def test_excluding_undoing_redoing_and_clearing(ready):
     np.testing.assert_array_equal(mask(ready), second)
 
 
+def test_dragging_and_deleting_a_point_updates_the_mask(ready):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    before = mask(ready)
+    node = slicer.util.getNodesByClass("vtkMRMLMarkupsFiducialNode")[0]
+    node.SetNthControlPointPosition(0, 0, 0, 5)  # to another slice
+    node.InvokeEvent(slicer.vtkMRMLMarkupsNode.PointEndInteractionEvent)
+    wait(ready)
+    assert before[10].any()
+    assert mask(ready)[12].any()
+    assert not mask(ready)[10].any()
+    node.RemoveNthControlPoint(0)
+    wait(ready)
+    assert not mask(ready).any()
+    ready.ui.undoButton.click()
+    ready.ui.undoButton.click()
+    np.testing.assert_array_equal(mask(ready), before)
+
+
 def test_a_box_is_drawn_with_two_clicks_and_placing_ends(ready, truth):
     ready.ui.boxButton.click()
     node = slicer.mrmlScene.GetNodeByID(interaction()[1].GetActivePlaceNodeID())
@@ -198,6 +218,9 @@ def test_auto_makes_a_segment_named_and_coloured_by_its_target(ready):
     color = next(one.color for one in ready.logic._segmenter.predictor.auto_targets if one.name == name)
     np.testing.assert_allclose(np.array(segment.GetColor()) * 255, color, atol=0.5)
     assert name in status(ready)
+    terminology = vtk.reference("")
+    assert segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
+    assert "SCT^" in str(terminology)
     ready.ui.autoButton.click()
     wait(ready)
     assert ready.target.segmentation.GetSegmentation().GetNumberOfSegments() == 1
