@@ -75,6 +75,9 @@ class qMRMLSegmentsTableView(QtWidgets.QWidget):  # noqa: N801
         self.table.itemSelectionChanged.connect(lambda: self.selectionChanged.emit(None, None))
         self.node, self.ids, self.observed = None, [], []
 
+    def setMRMLScene(self, scene: Any) -> None:  # noqa: N802
+        """The nodes know their scene."""
+
     def setSegmentationNode(self, node: Any) -> None:  # noqa: N802
         for one, tag in self.observed:
             one.RemoveObserver(tag)
