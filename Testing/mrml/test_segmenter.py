@@ -333,7 +333,7 @@ def test_auto_on_several_slices_is_one_step_and_can_be_cancelled(segmenter, targ
 
 
 def test_an_auto_target_that_the_model_lacks_is_refused_with_what_it_has(segmenter, target):
-    with pytest.raises(PromptError, match=r"it offers: .*polyp"):
+    with pytest.raises(PromptError, match=r"it offers: .*fetal head"):
         segmenter.auto(target, "unicorn", [])
 
 

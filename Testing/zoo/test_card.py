@@ -12,7 +12,7 @@ def test_the_bundled_models_card_names_licence_and_targets():
     card = read_card(resolve_model("segmote-tiny"))
     assert card.name == "segmote_tiny"
     assert card.licence
-    assert ("polyp", "endoscopy") in card.targets
+    assert ("fetal head", "ultrasound") in card.targets
 
 
 def test_a_pytorch_file_has_no_card(tmp_path):
