@@ -54,6 +54,7 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self.target = None  # what the active tool and the table's selection refer to
+        self.message = ""  # the latest sentence for the status line
         self.placing = False  # this module switched Slicer to placing
         self.creating = False  # nodes are being made for a tool, which stays on
         self.shortcuts = []
@@ -387,6 +388,7 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.progressBar.setValue(round(100 * (progress or 0)))
         if not self.logic.busy():
             self.timer.stop()
+            self.ui.statusLabel.setText(self.message or _("Ready."))
             if self.logic.modelState:
                 self.ui.modelStateLabel.setText(self.logic.modelState)
             self.ui.expertLabel.setText(self.logic.expertSummary)
@@ -401,11 +403,13 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.prefetch(self.target.volume, sliceNode)
 
     def showStatus(self, text, isError):
-        self.ui.statusLabel.setText(("⚠ " if isError else "") + text)
+        self.message = ("⚠ " if isError else "") + text
+        self.ui.statusLabel.setText(self.message)
 
     def guarded(self, method):
         """The method, with every error as a sentence in the status line."""
         def call(*arguments):
+            self.message = ""
             try:
                 return method(*arguments)
             except Exception as error:

@@ -34,13 +34,13 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         ScriptedLoadableModuleLogic.__init__(self)
         self.modelName, self.device, self.precision = BUNDLED_MODEL, "auto", "auto"
         self.mapping, self.smoothing = "window", 0.0
-        self.modelState = ""  # in words, once loaded
         self.onStatus = lambda text, isError: None
         self.onBusy = lambda: None
         self._segmenter = None
         self._waiting = []  # what to do once the model is loaded
         self._errors = None  # of a method that waits
         self._observed = None  # the prompts that are shown
+        self._device = None  # that the model was last seen on
 
     # --- for scripts: compute and wait ---------------------------------------------------------------------------
 
@@ -100,7 +100,7 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         from SegMoTELib.zoo import read_card, resolve_model
 
         read_card(resolve_model(nameOrPath))
-        self.modelName, self.device, self.precision, self.modelState = str(nameOrPath), device, precision, ""
+        self.modelName, self.device, self.precision = str(nameOrPath), device, precision
         if self._segmenter is not None:
             self._segmenter.reset()
             self._segmenter.predictor = None
@@ -243,8 +243,13 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
 
     def deliver(self, wait):
         """Take finished jobs' results into the scene; the panel's timer calls this."""
-        if self._segmenter is not None:
-            self._segmenter.jobs.deliver(wait)
+        if self._segmenter is None:
+            return
+        self._segmenter.jobs.deliver(wait)
+        predictor = self._segmenter.predictor
+        if predictor is not None and predictor.device != self._device:
+            self._device = predictor.device
+            self.onStatus(_("The GPU's memory ran out; going on with {device}.").format(device=predictor.describe()), True)
 
     def busy(self):
         return self._segmenter is not None and self._segmenter.jobs.busy()
@@ -253,6 +258,13 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         """(label, 0 to 1 or None) of what runs."""
         job = self._segmenter.jobs.current() if self._segmenter is not None else None
         return ("", None) if job is None else (job.label, job.progress)
+
+    @property
+    def modelState(self):
+        """Weights, device and precision in words; empty until they are loaded."""
+        predictor = self._segmenter.predictor if self._segmenter is not None else None
+        return "" if predictor is None else _("{name}, on {device}.").format(name=self.modelName,
+                                                                             device=predictor.describe())
 
     @property
     def seconds(self):
@@ -383,7 +395,7 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
 
     def _loaded(self, predictor):
         self._segmenter.predictor = predictor
-        self.modelState = _("{name}, on {device}.").format(name=self.modelName, device=predictor.describe())
+        self._device = predictor.device
         waiting, self._waiting = self._waiting, []
         for action in waiting:
             try:

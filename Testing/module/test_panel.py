@@ -115,6 +115,7 @@ def test_the_first_click_makes_segmentation_segment_and_mask(ready, truth):
     assert interaction()[0].GetPlaceModePersistence() == 1
     place(ready, (0, 0, 0))
     assert dice(mask(ready)[10], truth[10]) > 0.85
+    assert status(ready) == "Ready."
     assert ready.ui.undoButton.enabled
     assert "segmote-tiny" in ready.ui.modelStateLabel.text
     assert "gave the mask" in ready.ui.expertLabel.text
@@ -332,6 +333,15 @@ def test_weights_that_vanish_before_loading_are_explained(ready, tmp_path):
     ready.logic.setModel("segmote-tiny")
     place(ready, (0, 0, 0))
     assert mask(ready).any()
+
+
+def test_falling_back_from_the_gpu_is_told(ready):
+    ready.ui.addPointButton.click()
+    wait(ready)
+    ready.logic._device = "cuda"  # as if it had been loaded there
+    place(ready, (0, 0, 0))
+    assert mask(ready).any()
+    assert status(ready).startswith("⚠ The GPU's memory ran out; going on with CPU")
 
 
 def test_missing_packages_are_asked_for_once_and_refusing_changes_nothing(ready, monkeypatch):
