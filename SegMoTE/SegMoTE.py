@@ -25,7 +25,6 @@ from SegMoTEModule.selftest import SegMoTETest  # noqa: F401 - Slicer looks for 
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
-MAPPINGS = ("window", "percentiles", "ct_soft_tissue", "ct_lung", "ct_bone", "ct_brain")
 TIMER_MS = 15  # how often finished jobs are looked for while some run
 WORKER_SECONDS = 0.01  # of every look that the job thread has the interpreter to itself
 HOVER_MS = 200  # how long the cursor rests before the slice under it is prepared
@@ -223,11 +222,10 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # --- prompts ---------------------------------------------------------------------------------------------------
 
     def onTool(self, kind, checked):
-        if not checked:
+        if checked:
+            self.guarded(self.startPlacing)(kind)
+        else:
             self.stopPlacing()
-            return
-        self.stopPlacing()
-        self.guarded(self.startPlacing)(kind)
 
     def startPlacing(self, kind):
         self.stopPlacing()
@@ -364,6 +362,8 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.showModel()
 
     def onAdvancedChanged(self, *unused):
+        from SegMoTELib.imaging.intensity import MAPPINGS
+
         self.logic.mapping = MAPPINGS[self.ui.mappingComboBox.currentIndex]
         self.logic.smoothing = self.ui.smoothingSpinBox.value
 

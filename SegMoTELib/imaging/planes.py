@@ -124,6 +124,10 @@ class SlicePlane:
         """Millimetres per pixel."""
         return float(np.linalg.norm(self.pixel_to_ras[:3, 0]))
 
+    def thickness(self, volume: Volume) -> float:
+        """Millimetres between neighbouring slices of a volume along the normal."""
+        return float(np.abs(self.normal @ volume.ijk_to_ras[:3, :3]).max())
+
     def key(self) -> tuple:
         """Equal for equal planes; hashable."""
         return (*np.round(self.pixel_to_ras[:3], 4).ravel().tolist(), *self.shape)

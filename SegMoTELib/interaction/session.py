@@ -120,7 +120,7 @@ class Session:
             raise PromptError("A point has no position; place it again.")
         arguments: dict = {}
         if len(points):
-            if (np.abs(plane.distance(points)) > ON_PLANE * self._thickness(plane) + 1e-6).any():
+            if (np.abs(plane.distance(points)) > ON_PLANE * plane.thickness(self.volume) + 1e-6).any():
                 raise PromptError("A point does not lie on the slice; prompts of several slices are kept apart.")
             pixels = plane.to_pixels(points)
             if not self._in_image(plane, pixels).all():
@@ -142,10 +142,6 @@ class Session:
         if (pixels[1] < 0).any() or (pixels[0] > limits).any():
             raise PromptError("The box lies outside the volume; draw it on the image.")
         return np.concatenate([np.clip(pixels[0], 0, limits), np.clip(pixels[1], 0, limits)])
-
-    def _thickness(self, plane: SlicePlane) -> float:
-        """Millimetres between neighbouring slices along the plane's normal."""
-        return float(np.abs(plane.normal @ self.volume.ijk_to_ras[:3, :3]).max())
 
     @staticmethod
     def _in_image(plane: SlicePlane, pixels: np.ndarray) -> np.ndarray:

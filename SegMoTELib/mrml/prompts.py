@@ -167,7 +167,7 @@ class PromptSet:
                     self.scene.RemoveNode(other)
             node = self._create("vtkMRMLMarkupsROINode", BOX)
             self.follow(volume_node)
-            _set_box(node, rotation, own.mean(axis=0), (*size[:2], BOX_DEPTH * _thickness(plane, volume)))
+            _set_box(node, rotation, own.mean(axis=0), (*size[:2], BOX_DEPTH * plane.thickness(volume)))
         self.changed()
         return node
 
@@ -328,13 +328,9 @@ def _plane(volume: Volume, rotation: np.ndarray, center: np.ndarray) -> SlicePla
     return SlicePlane.from_slice_to_ras(volume, matrix)
 
 
-def _thickness(plane: SlicePlane, volume: Volume) -> float:
-    return float(np.abs(plane.normal @ volume.ijk_to_ras[:3, :3]).max())
-
-
 def _belongs(plane: SlicePlane, volume: Volume, rotation: np.ndarray, center: np.ndarray) -> bool:
     parallel = abs(rotation[:, 2] @ plane.normal) > 1 - 1e-5
-    return bool(parallel and abs(plane.distance(center)) <= 0.5 * _thickness(plane, volume) + 1e-6)
+    return bool(parallel and abs(plane.distance(center)) <= 0.5 * plane.thickness(volume) + 1e-6)
 
 
 def _plane_prompts(plane: SlicePlane, entries: list[tuple[str, np.ndarray]]) -> PlanePrompts:

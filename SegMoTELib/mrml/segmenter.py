@@ -57,17 +57,15 @@ class SceneSegmenter:
 
     Args:
         scene: vtkMRMLScene. told: called with a sentence for the status line, and whether it is an error.
-        jobs: the job thread; its own by default.
 
     Attributes:
         predictor: the model, a ``Predictor``; set before the first request.
         mapping: intensity mapping, see ``SegMoTELib.imaging.intensity``. smoothing: of outlines, millimetres.
     """
 
-    def __init__(self, scene: Any, told: Callable[[str, bool], None] = lambda text, error: None,
-                 jobs: Jobs | None = None) -> None:
+    def __init__(self, scene: Any, told: Callable[[str, bool], None] = lambda text, error: None) -> None:
         self.scene, self.told = scene, told
-        self.jobs = jobs or Jobs()
+        self.jobs = Jobs()
         self.predictor: Any = None
         self.mapping = "window"
         self.smoothing = 0.0
@@ -129,7 +127,7 @@ class SceneSegmenter:
                 self.told(sentence, True)
             self._apply(target, snapshot, changed, found, dropped)
 
-        self._submit(("prompts", *target.key), work, done, "Segmenting")
+        self.jobs.submit(("prompts", *target.key), work, done, self._failed, label="Segmenting")
 
     def auto(self, target: Target, name: str, planes: list[SlicePlane]) -> Job:
         """Segment a structure without prompts on some planes; one undo step, nothing is written when cancelled.
@@ -235,9 +233,6 @@ class SceneSegmenter:
         self.jobs.stop()
 
     # --- inside ----------------------------------------------------------------------------------------------------
-
-    def _submit(self, key: tuple, work: Callable, done: Callable, label: str) -> Job:
-        return self.jobs.submit(key, work, done, self._failed, label=label)
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, SegMoTEError):

@@ -196,8 +196,7 @@ def _is_empty(segmentation: Any, segment_id: str) -> bool:
     labelmap = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     if labelmap is not None:
         return labelmap.IsEmpty()
-    return segmentation.GetSegmentation().GetNumberOfSegments() == 0 or \
-        not segmentation.GetSegmentation().GetContainedRepresentationNames()
+    return not segmentation.GetSegmentation().GetContainedRepresentationNames()
 
 
 def segment_mask(segmentation: Any, segment_id: str, volume: Any, extent: tuple[int, ...]) -> np.ndarray:

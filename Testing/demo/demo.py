@@ -38,14 +38,17 @@ CORRECTIONS = 3  # clicks after the box
 TILT = np.deg2rad(25)
 
 
+def largest(labels: np.ndarray) -> np.ndarray:
+    """Where the label with the most voxels is; 0 is background."""
+    return labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+
+
 def package_data() -> tuple[Path, np.ndarray]:
     """The head of the nilearn package and its brain, (k, j, i) bool: grey and white matter with what they enclose."""
     folder = Path(find_spec("nilearn").origin).parent / "datasets" / "data"
     name = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
     tissue = [read_volume(folder / name.format(kind)).array.astype(int) for kind in ("gm", "wm")]
-    brain = ndimage.binary_opening(sum(tissue) >= 128, iterations=2)
-    labels, _ = ndimage.label(brain)
-    brain = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+    brain = largest(ndimage.label(ndimage.binary_opening(sum(tissue) >= 128, iterations=2))[0])
     return folder / name.format("t1"), np.stack([ndimage.binary_fill_holes(part) for part in brain])
 
 
@@ -74,8 +77,7 @@ class Demo:
         self.volume = volume_of(self.node)
         if truth is None:
             values = ndimage.gaussian_filter(self.volume.array.astype(np.float32), 1)
-            labels, _ = ndimage.label(values > np.percentile(values, 75))
-            self.guide = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+            self.guide = largest(ndimage.label(values > np.percentile(values, 75))[0])
         else:
             self.guide = truth
         self.center = self.volume.to_ras(np.array(ndimage.center_of_mass(self.guide))[::-1])
@@ -174,8 +176,7 @@ def main() -> None:
     else:
         path, truth = arguments.volume, None
         if arguments.label is not None:
-            label = read_volume(arguments.label).array.astype(int)
-            truth = label == 1 + np.bincount(label.ravel())[1:].argmax()
+            truth = largest(read_volume(arguments.label).array.astype(int))
     arguments.output.mkdir(parents=True, exist_ok=True)
     Demo(path, truth, arguments.output.resolve()).run()
 
