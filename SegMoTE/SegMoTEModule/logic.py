@@ -327,7 +327,7 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         """Install PyTorch through its extension and the rest with pip, after asking once; nothing if all is there."""
         from SegMoTELib.errors import SegMoTEError
 
-        missing = [name for name in ("torch", "safetensors", "segment_anything") if find_spec(name) is None]
+        missing = [name for name in ("torch", "safetensors", "segment_anything", "psutil", "platformdirs") if find_spec(name) is None]
         if not missing:
             return
         if not slicer.util.confirmOkCancelDisplay(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from dataclasses import dataclass, field, replace
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
 
 from SegMoTELib.interaction.devices import choose_device, choose_precision, describe
+from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
 from SegMoTELib.interaction.expert_view import ExpertView
 from SegMoTELib.interaction.focus import View, ViewTransform, find_parts, find_view, mask_extent, part_weights
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
@@ -17,6 +21,8 @@ from SegMoTELib.network import AutoTarget, ImageEmbedding, MaskPrediction, SegMo
 log = logging.getLogger(__name__)
 
 VIEWS_KEPT = 64  # closer looks at one image whose embeddings are kept for the next click
+READY_KEPT = 8  # embeddings kept in the decoder's precision, with what it prepares once per image
+ENCODED_AT_ONCE = {"cuda": 16, "mps": 8, "cpu": 4}  # images
 
 
 @dataclass
@@ -33,28 +39,27 @@ class EncodedImage:
     embedding: ImageEmbedding
     views: dict[View, tuple[ViewTransform, ImageEmbedding]] = field(default_factory=dict, repr=False)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.pixels.nbytes + self.embedding.nbytes + sum(seen.nbytes for _, seen in self.views.values())
-
 
 class Predictor:
     """Interactive prediction over any SegMoTE model (SAM's, the published, our own).
 
     Args:
         model: moved to the device. device: "auto", "cuda", "mps", "cpu". precision: of the encoder: "auto", "fp32",
-            "fp16", "bf16"; the decoder computes in fp32.
+            "fp16", "bf16"; the decoder computes in fp32. cache: keeps embeddings, in half precision.
 
     Attributes:
         last: the latest :class:`MaskPrediction`, for the expert view.
         focus: look again at small objects through a crop; by default where the network's input is small.
     """
 
-    def __init__(self, model: SegMoTE, device: str | None = None, precision: str = "auto") -> None:
+    def __init__(self, model: SegMoTE, device: str | None = None, precision: str = "auto",
+                 cache: EmbeddingCache | None = None) -> None:
         self.device = choose_device(device or "auto")
         self.dtype = choose_precision(self.device, precision)
         self.model = _placed(model, self.device, self.dtype).eval()
+        self.cache = cache
+        self._fingerprint = ""
+        self._ready: OrderedDict[int, tuple[ImageEmbedding, ImageEmbedding]] = OrderedDict()
         self.last: MaskPrediction | None = None
         self.focus = model.compact
         self.reset_image()
@@ -80,6 +85,19 @@ class Predictor:
         """What ``predict_auto`` can segment."""
         return self.model.config.auto_targets if self.model.auto_trained and self.model.prompt_tokenizer else ()
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what the encoder makes of pixels: weights, geometry, precision."""
+        if not self._fingerprint:
+            digest = hashlib.blake2b(repr(self.dtype).encode(), digest_size=16)
+            settings = {name: value for name, value in asdict(self.model.config).items() if name != "auto_targets"}
+            digest.update(repr(sorted(settings.items())).encode())
+            for name, tensor in sorted(self.model.image_encoder.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
     def describe(self) -> str:
         """Device and precision in words."""
         return describe(self.device, self.dtype)
@@ -93,7 +111,7 @@ class Predictor:
         """Encode an image and make it the current one; arguments and errors of ``encode_image``."""
         pixels = to_rgb8(image, intensity_range)
         self.reset_image()
-        self.set_encoded(self._encode(pixels))
+        self.set_encoded(self.encode_image(pixels))
 
     def encode_image(self, image: np.ndarray, intensity_range: tuple[float, float] | None = None) -> EncodedImage:
         """Encode an image without making it the current one; may be called from another thread.
@@ -105,7 +123,15 @@ class Predictor:
         Raises:
             ValueError: wrong shape, dtype or range.
         """
-        return self._encode(to_rgb8(image, intensity_range))
+        return self.encode_images([image], intensity_range)[0]
+
+    def encode_images(self, images: Sequence[np.ndarray], intensity_range: tuple[float, float] | None = None,
+                      keep: Callable[[], bool] = lambda: True) -> list[EncodedImage]:
+        """``encode_image`` for several images at once, which a GPU does faster; the cache keeps them if ``keep()``."""
+        pixels = [to_rgb8(image, intensity_range) for image in images]
+        transforms = [SquareTransform(self.model.config, *image.shape[:2]) for image in pixels]
+        embeddings = self._embed(pixels, transforms, keep)
+        return [EncodedImage(*parts) for parts in zip(pixels, transforms, embeddings, strict=True)]
 
     def set_encoded(self, encoded: EncodedImage) -> None:
         """Make an encoded image the current one."""
@@ -176,17 +202,44 @@ class Predictor:
             gate_probabilities=tuple(layer[0].float().cpu().numpy() for layer in prediction.gate_probabilities),
             attention=attention.cpu().numpy())
 
-    def _encode(self, pixels: np.ndarray) -> EncodedImage:
-        transform = SquareTransform(self.model.config, *pixels.shape[:2])
-        return EncodedImage(pixels, transform, self._embed(transform.apply_image(pixels)))
+    def _embed(self, pixels: Sequence[np.ndarray], transforms: Sequence[SquareTransform | ViewTransform],
+               keep: Callable[[], bool] = lambda: True) -> list[ImageEmbedding]:
+        """Embeddings of (H, W, 3) uint8 images, one each: from the cache, or computed together."""
+        def compute(rows: list[int]) -> ImageEmbedding:
+            return self._run_encoder(torch.cat([transforms[row].apply_image(pixels[row]) for row in rows]))
 
-    def _embed(self, batch: torch.Tensor) -> ImageEmbedding:
-        with torch.no_grad():
+        if self.cache is None:
+            together = compute(list(range(len(pixels))))
+            return [together[[row]] for row in range(len(pixels))] if len(pixels) > 1 else [together]
+        seen = [image[transform.view.cut] if isinstance(transform, ViewTransform) else image
+                for image, transform in zip(pixels, transforms, strict=True)]
+        return self.cache.encode([signature(image, self.fingerprint) for image in seen], compute, keep)
+
+    def _run_encoder(self, batch: torch.Tensor) -> ImageEmbedding:
+        """Encode (B, 3, S, S), as many at once as the device takes."""
+        size = min(len(batch), ENCODED_AT_ONCE[self.device.type])
+        found, first = [], 0
+        while first < len(batch):
             try:
-                return self.model.encode(batch)
+                with torch.no_grad():
+                    found.append(self.model.encode(batch[first:first + size]))
+                first += size
             except torch.cuda.OutOfMemoryError:
-                self._fall_back_to_cpu()
-                return self.model.encode(batch)
+                if size == 1:
+                    self._fall_back_to_cpu()
+                size = max(1, size // 2)
+        return found[0] if len(found) == 1 else ImageEmbedding.cat([part.to(self.device) for part in found])
+
+    def _made_ready(self, embedding: ImageEmbedding) -> ImageEmbedding:
+        """An embedding as the decoder wants it; the latest ones keep what it prepares once per image."""
+        if embedding.features.dtype == self.model.dtype and embedding.features.device == self.device:
+            return embedding
+        if id(embedding) not in self._ready:
+            self._ready[id(embedding)] = embedding, embedding.to(self.device, self.model.dtype)
+            while len(self._ready) > READY_KEPT:
+                self._ready.popitem(last=False)
+        self._ready.move_to_end(id(embedding))
+        return self._ready[id(embedding)][1]
 
     def _checked_prompts(self, coords, labels, box, mask) -> Prompts:
         """Arrays of the right shape; see ``predict`` for the errors."""
@@ -272,13 +325,14 @@ class Predictor:
             transform = ViewTransform(self.model.config, view, *encoded.pixels.shape[:2])
             while len(encoded.views) >= VIEWS_KEPT:
                 encoded.views.pop(next(iter(encoded.views)))
-            encoded.views[view] = transform, self._embed(transform.apply_image(encoded.pixels))
+            encoded.views[view] = transform, self._embed([encoded.pixels], [transform])[0]
         return encoded.views[view]
 
     def _decode(self, embedding: ImageEmbedding, transform: SquareTransform | ViewTransform, prompts: Prompts,
                 settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logits on the image (C, H, W), IoU (C,) and low-resolution logits (C, h, w), float32."""
         inputs = {**prompts.tensors(transform), **settings}
+        embedding = self._made_ready(embedding)
         self._answered = (embedding, transform, inputs)
         with torch.inference_mode():
             self.last = self.model.decode(embedding, **inputs)
@@ -292,6 +346,8 @@ class Predictor:
         self.device = torch.device("cpu")
         self.dtype = choose_precision(self.device)
         self.model = _placed(self.model, self.device, self.dtype)
+        self._fingerprint = ""
+        self._ready.clear()
         torch.cuda.empty_cache()
 
 

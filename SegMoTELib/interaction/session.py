@@ -1,11 +1,11 @@
-"""Session: one volume and its prompts in millimetres; encoded planes are kept, answers are masks on planes."""
+"""Session: one volume and its prompts in millimetres; planes are encoded once, answers are masks on planes."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,12 @@ import numpy as np
 from SegMoTELib.errors import PromptError
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.volume import Volume
+from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
 
-if TYPE_CHECKING:  # a session is made of what it is given; importing it needs no torch
+if TYPE_CHECKING:
     from SegMoTELib.interaction.predictor import EncodedImage, Predictor
 
-BUDGET = 1 << 30  # bytes of encoded planes kept
+PLANES_AT_HAND = 8  # planes whose pixels are kept; those of others are taken from the volume again
 ON_PLANE = 0.5  # slices: how far from a plane a prompt still belongs to it
 
 
@@ -39,26 +40,37 @@ class PlaneMask:
 
 
 class Session:
-    """Prompts in RAS millimetres on any plane of one volume; encoded planes are kept within ``BUDGET`` bytes.
+    """Prompts in RAS millimetres on any plane of one volume.
 
     Args:
-        predictor: the model. volume: what is segmented. intensity_range: (black, white) stored values, None for RGB.
+        predictor: the model; its cache keeps the embeddings, it gets one if it has none.
+        volume: what is segmented. intensity_range: (black, white) stored values, None for RGB.
     """
 
     def __init__(self, predictor: Predictor, volume: Volume, intensity_range: tuple[float, float] | None) -> None:
         self.predictor, self.volume, self.intensity_range = predictor, volume, intensity_range
-        self._kept: OrderedDict[tuple, EncodedImage] = OrderedDict()
-        self._lock = threading.Lock()  # of the kept planes
+        if predictor.cache is None:
+            predictor.cache = EmbeddingCache()
+        self._at_hand: OrderedDict[tuple, EncodedImage] = OrderedDict()
+        self._encoded_before: dict[tuple, str] = {}  # plane -> the cache's key
+        self._lock = threading.Lock()  # of the two above
         self._answering = threading.Lock()  # the predictor has one current image
 
     def is_encoded(self, plane: SlicePlane) -> bool:
         """True where the next prompt on this plane finds its embedding ready."""
         with self._lock:
-            return plane.key() in self._kept
+            key = plane.key()
+            return key in self._at_hand or self._encoded_before.get(key) in self.predictor.cache
 
-    def encode(self, plane: SlicePlane, cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Prepare a plane for prompts; may be called from another thread. Nothing is kept once cancelled."""
-        self._encoded(plane, {}, cancelled)
+    def encode(self, planes: Sequence[SlicePlane], cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Prepare planes for prompts; may be called from another thread. Nothing is kept once cancelled."""
+        new = [plane for plane in planes if not self.is_encoded(plane)]
+        images = [plane.extract(self.volume) for plane in new]
+        self._take(new, self.predictor.encode_images(images, self.intensity_range, lambda: not cancelled()), cancelled)
+
+    def image_on(self, plane: SlicePlane) -> np.ndarray:
+        """(rows, columns, 3) uint8: the plane as the model sees it."""
+        return self._encoded(plane, {}).pixels
 
     def predict(self, plane: SlicePlane, positives: np.ndarray | None = None, negatives: np.ndarray | None = None,
                 box: np.ndarray | None = None, auto: str | None = None,
@@ -78,7 +90,7 @@ class Session:
             raise PromptError(f"The model has no auto target {auto!r}; it offers: {', '.join(offered) or 'none'}.")
         seconds: dict[str, float] = {}
         arguments = {} if auto is not None else self._arguments(plane, positives, negatives, box)
-        encoded = self._encoded(plane, seconds, lambda: False)
+        encoded = self._encoded(plane, seconds)
         started = time.perf_counter()
         with self._answering:
             self.predictor.set_encoded(encoded)
@@ -89,24 +101,31 @@ class Session:
         seconds["decode"] = time.perf_counter() - started
         return PlaneMask(plane, masks[0], float(iou[0]), logits[:1], seconds)
 
-    def _encoded(self, plane: SlicePlane, seconds: dict[str, float], cancelled: Callable[[], bool]) -> EncodedImage:
-        key = plane.key()
+    def _encoded(self, plane: SlicePlane, seconds: dict[str, float]) -> EncodedImage:
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            if plane.key() in self._at_hand:
+                self._at_hand.move_to_end(plane.key())
+                return self._at_hand[plane.key()]
         started = time.perf_counter()
         image = plane.extract(self.volume)
         seconds["extract"] = time.perf_counter() - started
         started = time.perf_counter()
-        encoded = self.predictor.encode_image(image, self.intensity_range)
+        encoded = self.predictor.encode_images([image], self.intensity_range)
         seconds["encode"] = time.perf_counter() - started
-        if not cancelled():
-            with self._lock:
-                self._kept[key] = encoded
-                while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > BUDGET:
-                    self._kept.popitem(last=False)
-        return encoded
+        self._take([plane], encoded)
+        return encoded[0]
+
+    def _take(self, planes: Sequence[SlicePlane], encoded: Sequence[EncodedImage],
+              cancelled: Callable[[], bool] = lambda: False) -> None:
+        if cancelled():
+            return
+        keys = [signature(one.pixels, self.predictor.fingerprint) for one in encoded]
+        with self._lock:
+            for plane, one, key in zip(planes, encoded, keys, strict=True):
+                self._at_hand[plane.key()] = one
+                self._encoded_before[plane.key()] = key
+            while len(self._at_hand) > PLANES_AT_HAND:
+                self._at_hand.popitem(last=False)
 
     def _arguments(self, plane: SlicePlane, positives, negatives, box) -> dict:
         """Prompts in pixels of the plane; see ``predict`` for the errors."""

@@ -167,7 +167,7 @@ class SceneSegmenter:
         """Encode a plane that a prompt may soon be placed on; never before other work."""
         session = self._session(volume_node)
         if not session.is_encoded(plane):
-            self.jobs.submit("prefetch", lambda job: session.encode(plane, job.cancelled), lambda _: None,
+            self.jobs.submit("prefetch", lambda job: session.encode([plane], job.cancelled), lambda _: None,
                              self._failed, urgent=False, label="Preparing the slice")
 
     # --- undo ------------------------------------------------------------------------------------------------------

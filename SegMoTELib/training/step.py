@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from SegMoTELib.interaction.embeddings import EmbeddingCache
 from SegMoTELib.network import ImageEmbedding, MaskPrediction, SegMoTE
 from SegMoTELib.training.config import TrainingConfig
 from SegMoTELib.training.dataset import Item
 from SegMoTELib.training.dense import DenseHead
-from SegMoTELib.training.embeddings import EmbeddingStore
 from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
 from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
 
@@ -56,7 +56,7 @@ class InteractiveStep(nn.Module):
         super().__init__()
         self.model, self.config, self.dense = model, config, dense
         self.adapters = config.stage == "adapt"
-        self.embeddings = EmbeddingStore(EMBEDDING_BYTES)
+        self.embeddings = EmbeddingCache(EMBEDDING_BYTES)
 
     def forward(self, batch: Batch, rounds: int, several: bool = False,
                 before: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,7 +67,8 @@ class InteractiveStep(nn.Module):
             before: corrected rounds that come first and are not learned from: a late round at a third of its price.
         """
         if not self.config.augmented:
-            embedding = self.embeddings.encode(self.model, batch.pixels, batch.keys)
+            embedding = ImageEmbedding.cat(self.embeddings.encode(
+                batch.keys, lambda rows: self.model.encode(batch.pixels[rows]))).to(self.model.device, self.model.dtype)
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.adapters):
                 embedding = self.model.encode(batch.pixels)

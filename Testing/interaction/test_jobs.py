@@ -140,7 +140,7 @@ def test_progress_and_label_can_be_read_while_it_runs(jobs, results):
 def test_stopping_ends_the_thread_and_refuses_more(jobs):
     jobs.submit("a", lambda job: None, lambda _: None, lambda _: None)
     jobs.stop()
-    assert not jobs._thread.is_alive()
+    assert not any(thread.is_alive() for thread in jobs._threads.values())
     with pytest.raises(RuntimeError, match="stopped"):
         jobs.submit("b", lambda job: None, lambda _: None, lambda _: None)
 

@@ -13,16 +13,29 @@ from SegMoTELib.errors import PromptError
 from SegMoTELib.imaging.intensity import range_of
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.volume import Volume
-from SegMoTELib.interaction import session as session_module
 from SegMoTELib.interaction.predictor import Predictor
 from SegMoTELib.interaction.session import Session
 from SegMoTELib.network import ModelConfig, build_model
 
 
 @pytest.fixture(scope="module")
-def predictor():
+def model():
     torch.manual_seed(0)
-    return Predictor(build_model(replace(ModelConfig.tiny(), image_size=96)), "cpu", "fp32")
+    return build_model(replace(ModelConfig.tiny(), image_size=96))
+
+
+@pytest.fixture
+def predictor(model):
+    return Predictor(model, "cpu", "fp32")
+
+
+@pytest.fixture
+def count_encodings(predictor, monkeypatch):
+    """Function: how many images went through the encoder, closer looks left out."""
+    counted, run = [], predictor._run_encoder
+    monkeypatch.setattr(predictor, "_run_encoder", lambda batch: counted.append(len(batch)) or run(batch))
+    predictor.focus = False
+    return lambda: sum(counted)
 
 
 @pytest.fixture
@@ -37,35 +50,34 @@ def axial(session, s=0.0) -> SlicePlane:
     return SlicePlane.through(session.volume, "axial", [0, 0, s])
 
 
-def test_a_plane_is_encoded_once(session, monkeypatch):
-    calls = []
-    encode = session.predictor.encode_image
-    monkeypatch.setattr(session.predictor, "encode_image", lambda *a: calls.append(1) or encode(*a))
+def test_a_plane_is_encoded_once(session, count_encodings):
     plane = axial(session)
     assert not session.is_encoded(plane)
-    session.encode(plane)
+    session.encode([plane])
     assert session.is_encoded(axial(session))
     first = session.predict(plane, positives=[[0, 0, 0]])
     second = session.predict(axial(session), positives=[[0, 0, 0]])
-    assert len(calls) == 1
+    assert count_encodings() == 1
     assert "encode" not in first.seconds
     np.testing.assert_array_equal(first.mask, second.mask)
     assert first.mask.shape == plane.shape
 
 
+def test_a_plane_seen_long_ago_is_taken_from_the_cache_and_answers_the_same(session, count_encodings):
+    first = session.predict(axial(session, -12), positives=[[0, 0, -12]])
+    session.encode([axial(session, s) for s in range(-9, 12, 3)])
+    session._at_hand.clear()
+    before = count_encodings()
+    assert session.is_encoded(axial(session, -12))
+    again = session.predict(axial(session, -12), positives=[[0, 0, -12]])
+    assert count_encodings() == before
+    np.testing.assert_array_equal(first.logits, again.logits)
+
+
 def test_an_encoding_that_was_cancelled_is_not_kept(session):
-    session.encode(axial(session), cancelled=lambda: True)
+    session.encode([axial(session)], cancelled=lambda: True)
     assert not session.is_encoded(axial(session))
-
-
-def test_the_oldest_planes_leave_when_the_budget_is_spent(session, monkeypatch):
-    planes = [axial(session, s) for s in (-6, -3, 0, 3)]
-    session.encode(planes[0])
-    one = next(iter(session._kept.values())).nbytes
-    monkeypatch.setattr(session_module, "BUDGET", int(2.5 * one))
-    for plane in planes[1:]:
-        session.encode(plane)
-    assert [session.is_encoded(plane) for plane in planes] == [False, False, True, True]
+    assert len(session.predictor.cache) == 0
 
 
 def test_clicks_reach_the_model_as_pixels_of_the_plane(session, monkeypatch):
