@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from SegMoTELib.interaction.devices import choose_device, choose_precision, describe
 from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
@@ -182,6 +183,17 @@ class Predictor:
         masks, iou, low = self._decode(encoded.embedding, encoded.transform, Prompts(),
                                        {"auto": name, "adapters": self.model.adapters_trained})
         return (masks if return_logits else masks > 0), iou, low
+
+    def refine(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Logits for an object whose mask is nearly known, such as a neighbouring slice's; as ``predict`` returns them.
+
+        Args:
+            mask: (H, W) bool, not empty; it and its box are the prompts.
+        """
+        inside, outside = (ndimage.distance_transform_edt(part) for part in (mask, ~mask))
+        logits = np.clip(2 * (inside - outside), -8, 8).astype(np.float32)  # soft at the outline, as answers are
+        low = self.encoded.transform.apply_logits(torch.from_numpy(logits[None])).numpy()
+        return self.predict(box=mask_extent(mask), mask_input=low, multimask_output=False, return_logits=True)
 
     def expert_view(self) -> ExpertView:
         """Which experts gave the latest mask, how sure the router was, and where the expert tokens looked.

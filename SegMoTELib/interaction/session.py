@@ -6,6 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -88,18 +89,39 @@ class Session:
         offered = [target.name for target in self.predictor.auto_targets]
         if auto is not None and auto not in offered:
             raise PromptError(f"The model has no auto target {auto!r}; it offers: {', '.join(offered) or 'none'}.")
-        seconds: dict[str, float] = {}
         arguments = {} if auto is not None else self._arguments(plane, positives, negatives, box)
-        encoded = self._encoded(plane, seconds)
-        started = time.perf_counter()
-        with self._answering:
-            self.predictor.set_encoded(encoded)
+        seconds: dict[str, float] = {}
+        with self._asking(plane, seconds):
             if auto is not None:
                 masks, iou, logits = self.predictor.predict_auto(auto)
             else:
                 masks, iou, logits = self.predictor.predict(**arguments, mask_input=previous, multimask_output=False)
-        seconds["decode"] = time.perf_counter() - started
         return PlaneMask(plane, masks[0], float(iou[0]), logits[:1], seconds)
+
+    def refine(self, plane: SlicePlane, mask: np.ndarray) -> tuple[np.ndarray, float]:
+        """What the model makes of a (rows, columns) bool mask that is nearly right on a plane, such as a neighbour's.
+
+        Returns:
+            Logits (rows, columns) float32, and the model's estimate of their IoU.
+        """
+        with self._asking(plane, {}):
+            masks, iou, _ = self.predictor.refine(mask)
+        return masks[0], float(iou[0])
+
+    def auto_logits(self, plane: SlicePlane, target: str) -> np.ndarray:
+        """Logits (rows, columns) float32 of an auto target on a plane."""
+        with self._asking(plane, {}):
+            return self.predictor.predict_auto(target, return_logits=True)[0][0]
+
+    @contextmanager
+    def _asking(self, plane: SlicePlane, seconds: dict[str, float]):
+        """The predictor with this plane as its current image."""
+        encoded = self._encoded(plane, seconds)
+        started = time.perf_counter()
+        with self._answering:
+            self.predictor.set_encoded(encoded)
+            yield
+        seconds["decode"] = time.perf_counter() - started
 
     def _encoded(self, plane: SlicePlane, seconds: dict[str, float]) -> EncodedImage:
         with self._lock:
