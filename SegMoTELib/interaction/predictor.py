@@ -195,6 +195,21 @@ class Predictor:
         low = self.encoded.transform.apply_logits(torch.from_numpy(logits[None])).numpy()
         return self.predict(box=mask_extent(mask), mask_input=low, multimask_output=False, return_logits=True)
 
+    def predict_clicks(self, encoded: EncodedImage, clicks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Answers to single clicks, each for itself, on the whole image: no closer looks.
+
+        Args:
+            clicks: (N, 2) x, y in image pixels, all inside of something.
+
+        Returns:
+            Low-resolution logits (N, h, w) and estimated IoU (N,), float32.
+        """
+        points = torch.from_numpy(encoded.transform.apply_points(clicks))[:, None].float()
+        with torch.inference_mode():
+            found = self.model.decode(self._made_ready(encoded.embedding), adapters=self.model.adapters_trained,
+                                      points=(points, torch.ones(len(clicks), 1, dtype=torch.int64)))
+        return found.logits[:, 0].float().cpu().numpy(), found.iou[:, 0].float().cpu().numpy()
+
     def expert_view(self) -> ExpertView:
         """Which experts gave the latest mask, how sure the router was, and where the expert tokens looked.
 

@@ -18,6 +18,7 @@ from SegMoTELib.imaging.volume import Volume
 from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
 
 if TYPE_CHECKING:
+    from SegMoTELib.interaction.everything import Candidate
     from SegMoTELib.interaction.predictor import EncodedImage, Predictor
 
 PLANES_AT_HAND = 8  # planes whose pixels are kept; those of others are taken from the volume again
@@ -86,9 +87,8 @@ class Session:
             PromptError: nothing to go by, points that are not on the plane or outside the volume, an empty box, or a
                 target that the model does not offer.
         """
-        offered = [target.name for target in self.predictor.auto_targets]
-        if auto is not None and auto not in offered:
-            raise PromptError(f"The model has no auto target {auto!r}; it offers: {', '.join(offered) or 'none'}.")
+        if auto is not None:
+            self.check_target(auto)
         arguments = {} if auto is not None else self._arguments(plane, positives, negatives, box)
         seconds: dict[str, float] = {}
         with self._asking(plane, seconds):
@@ -97,6 +97,20 @@ class Session:
             else:
                 masks, iou, logits = self.predictor.predict(**arguments, mask_input=previous, multimask_output=False)
         return PlaneMask(plane, masks[0], float(iou[0]), logits[:1], seconds)
+
+    def check_target(self, name: str) -> None:
+        """Raise a ``PromptError`` that says what the model offers, if that is not among it."""
+        offered = [target.name for target in self.predictor.auto_targets]
+        if name not in offered:
+            raise PromptError(f"The model has no auto target {name!r}; it offers: {', '.join(offered) or 'none'}.")
+
+    def everything(self, plane: SlicePlane) -> list[Candidate]:
+        """What stands out on a plane, best first."""
+        from SegMoTELib.interaction.everything import find_everything
+
+        encoded = self._encoded(plane, {})
+        with self._answering:
+            return find_everything(self.predictor, encoded)
 
     def refine(self, plane: SlicePlane, mask: np.ndarray) -> tuple[np.ndarray, float]:
         """What the model makes of a (rows, columns) bool mask that is nearly right on a plane, such as a neighbour's.

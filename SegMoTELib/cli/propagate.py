@@ -1,0 +1,64 @@
+"""``segmote propagate``: prompts on one or several slices, carried through the volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from SegMoTELib.cli.segment import SEGMENT_COLOR, Millimetres
+from SegMoTELib.cli.volumes import PLANES, Bar, common_options, load_predictor, millilitres, open_session, voxels_of
+
+
+@click.command(short_help="Carry a prompted object through the slices of a volume.")
+@click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
+@click.option("--point", "points", multiple=True, type=Millimetres("R", "A", "S"), help="A point inside the object.")
+@click.option("--exclude", "excluded", multiple=True, type=Millimetres("R", "A", "S"), help="A point outside of it.")
+@click.option("--box", "boxes", multiple=True, type=Millimetres("R1", "A1", "S1", "R2", "A2", "S2"),
+              help="Two opposite corners around it, on one slice.")
+@click.option("--plane", "orientation", type=click.Choice(PLANES), default="axial", show_default=True,
+              help="Plane of the prompts and direction of the slices.")
+@click.option("--from", "start", type=Millimetres("R", "A", "S"), help="A point of the first slice to reach.")
+@click.option("--to", "end", type=Millimetres("R", "A", "S"), help="A point of the last slice to reach.")
+@click.option("--name", default="Segment", show_default=True, help="Name of the segment.")
+@common_options
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.seg.nrrd",
+              help="Segmentation to write.")
+def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, orientation: str, start: tuple | None,
+            end: tuple | None, name: str, intensity: str, model: str, device: str, keep_embeddings: bool,
+            output: Path) -> None:
+    """Segment an object on the slices of the prompts, and carry it to both ends of the object or the range.
+
+    Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30. Prompts of several slices may be given;
+    in between, the slices meet in the middle.
+    """
+    from SegMoTELib.errors import PromptError
+    from SegMoTELib.imaging.files import NamedMask, write_segmentation
+    from SegMoTELib.imaging.stacks import PlaneStack
+    from SegMoTELib.interaction.propagation import propagate
+
+    if not points and not boxes:
+        raise PromptError("Nothing to go by: give --point or --box.")
+    session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings))
+    stack = PlaneStack.along(session.volume, orientation)
+    prompts: dict[int, tuple[list, list, list]] = {}
+    corners = [np.reshape(box, (2, 3)) for box in boxes]
+    for kind, given, places in ((0, points, points), (1, excluded, excluded),
+                                (2, corners, [box.mean(axis=0) for box in corners])):
+        for prompt, place in zip(given, places, strict=True):
+            prompts.setdefault(stack.nearest(np.array(place)), ([], [], []))[kind].append(prompt)
+    masks = {}
+    for index, (positives, negatives, around) in sorted(prompts.items()):
+        if len(around) > 1:
+            raise PromptError("Only one box on a slice.")
+        masks[index] = session.predict(stack.planes[index], np.array(positives), np.array(negatives),
+                                       around[0] if around else None).mask
+    ends = [default if place is None else stack.nearest(np.array(place))
+            for place, default in ((start, 0), (end, len(stack) - 1))]
+    bar = Bar("Propagating")
+    found = propagate(session, stack, masks, min(ends), max(ends), bar)
+    bar.close()
+    mask = voxels_of(found.masks, stack)
+    write_segmentation(output, session.volume, [NamedMask(name, SEGMENT_COLOR, mask)])
+    click.echo(f"{output}: {millilitres(mask, session.volume):.1f} ml on {found.in_words()}")

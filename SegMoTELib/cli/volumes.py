@@ -1,0 +1,86 @@
+"""What the commands for whole volumes share: options, opening, masks into a file, a progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+if TYPE_CHECKING:
+    from SegMoTELib.imaging.stacks import PlaneStack
+    from SegMoTELib.imaging.volume import Volume
+    from SegMoTELib.interaction.carrying import Crop
+    from SegMoTELib.interaction.session import Session
+
+MAPPINGS = ("percentiles", "ct_soft_tissue", "ct_lung", "ct_bone", "ct_brain")
+PLANES = ("axial", "sagittal", "coronal")
+
+
+def common_options(command):
+    """--intensity, --model, --device and --keep-embeddings."""
+    for option in (
+            click.option("--keep-embeddings", is_flag=True,
+                         help="Keep embeddings on disk for the next time (segmote cache shows and clears them)."),
+            click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu."),
+            click.option("--model", default="segmote-tiny", show_default=True, metavar="NAME|PATH", help="Weights."),
+            click.option("--intensity", default="percentiles", show_default=True, type=click.Choice(MAPPINGS),
+                         help="Which values become black and white.")):
+        command = option(command)
+    return command
+
+
+def load_predictor(model: str, device: str, keep_embeddings: bool):
+    """A predictor with a cache, on disk too where asked for."""
+    from SegMoTELib.interaction.embeddings import EmbeddingCache, default_folder
+    from SegMoTELib.interaction.predictor import Predictor
+    from SegMoTELib.network import load_checkpoint
+    from SegMoTELib.zoo import resolve_model
+
+    cache = EmbeddingCache(folder=default_folder() if keep_embeddings else None)
+    return Predictor(load_checkpoint(resolve_model(model)), device, cache=cache)
+
+
+def open_session(path: Path, intensity: str, predictor) -> Session:
+    """A session on a volume from a file."""
+    from SegMoTELib.imaging.files import read_volume
+    from SegMoTELib.imaging.intensity import range_of
+    from SegMoTELib.interaction.session import Session
+
+    volume = read_volume(path)
+    return Session(predictor, volume, range_of(volume, intensity))
+
+
+def voxels_of(masks: dict[int, Crop], stack: PlaneStack) -> np.ndarray:
+    """(K, J, I) bool: masks on slices of a stack as voxels of its volume."""
+    whole = np.zeros(stack.volume.array.shape[:3], bool)
+    for index, mask in masks.items():
+        patch = stack.planes[index].insert(mask.full(), stack.volume)
+        whole[patch.slices] |= patch.array
+    return whole
+
+
+def millilitres(mask: np.ndarray, volume: Volume) -> float:
+    """Volume of a (K, J, I) mask."""
+    return float(np.count_nonzero(mask) * abs(np.linalg.det(volume.ijk_to_ras[:3, :3])) / 1000)
+
+
+class Bar:
+    """A progress bar on stderr that is also a watcher of ``propagate`` and ``segment_slices``."""
+
+    def __init__(self, label: str) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=100, desc=label, unit="%", leave=False, bar_format="{desc}: {percentage:3.0f} % |{bar}| "
+                                                                                 "{remaining} left")
+
+    def __call__(self, progress: float, index: int, mask: Crop) -> bool:
+        """Show the progress; Ctrl+C is the cancel button here."""
+        self.bar.n = round(100 * progress)
+        self.bar.refresh()
+        return True
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.close()
