@@ -22,6 +22,7 @@ if (Path(__file__).parents[1] / "SegMoTELib").is_dir():  # the source tree; inst
 
 from SegMoTEModule.logic import BUNDLED_MODEL, SegMoTELogic
 from SegMoTEModule.selftest import SegMoTETest  # noqa: F401 - Slicer looks for it here
+from SegMoTEModule.volumepanel import VolumePanel
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
@@ -40,14 +41,14 @@ class SegMoTE(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Click inside an object, draw a box around it, or choose a target and press Auto: the mask goes into the "
             "selected segment. Keys while this module is open: P add point, X exclude point, B box, A Auto, "
-            "N next object, Z undo, Y redo, Esc stop placing or cancel. "
+            "G propagate, E everything, Return apply, N next object, Z undo, Y redo, Esc stop placing or cancel. "
             "Points stay with the slice plane of the view they were placed in. Not for diagnosis.")
         self.parent.acknowledgementText = _(
             "Method: SegMoTE, token-level mixture of experts for medical image segmentation (arXiv 2602.19213), "
             "on segment-anything (Apache-2.0).")
 
 
-class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+class SegMoTEWidget(VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMixin):
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
@@ -93,9 +94,9 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for button, kind in self.tools():
             button.connect("toggled(bool)", lambda checked, kind=kind: self.onTool(kind, checked))
         for button, method in ((ui.undoButton, self.onUndo), (ui.redoButton, self.onRedo),
-                               (ui.clearButton, self.onClear), (ui.nextObjectButton, self.onNextObject),
-                               (ui.autoButton, self.onAuto)):
+                               (ui.clearButton, self.onClear), (ui.nextObjectButton, self.onNextObject)):
             button.connect("clicked()", self.guarded(method))
+        self.connectVolumeWidgets()
         ui.cancelButton.connect("clicked()", self.onCancel)
         ui.targetComboBox.connect("currentIndexChanged(int)", lambda index: self.updateControls())
         ui.modelComboBox.connect("activated(int)", self.guarded(self.onModelChosen))
@@ -106,7 +107,7 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def tools(self):
         return ((self.ui.addPointButton, "positive"), (self.ui.excludePointButton, "negative"),
-                (self.ui.boxButton, "box"))
+                (self.ui.boxButton, "box"), (self.ui.pickButton, "pick"))
 
     def checkedTool(self):
         return next((kind for button, kind in self.tools() if button.checked), None)
@@ -117,7 +118,8 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parent = slicer.util.mainWindow() or self.parent
         keys = {"P": self.ui.addPointButton.click, "X": self.ui.excludePointButton.click, "B": self.ui.boxButton.click,
                 "Z": self.ui.undoButton.click, "Y": self.ui.redoButton.click, "N": self.ui.nextObjectButton.click,
-                "A": self.ui.autoButton.click, "Esc": self.onEscape}
+                "A": self.ui.autoButton.click, "G": self.ui.bothWaysButton.click, "E": self.ui.everythingButton.click,
+                "Return": self.ui.applyButton.click, "Esc": self.onEscape}
         for key, method in keys.items():
             shortcut = qt.QShortcut(qt.QKeySequence(key), parent)
             shortcut.connect("activated()", method)
@@ -169,6 +171,7 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self.creating:
             self.stopPlacing()
         self.ui.segmentsTable.setSegmentationNode(self.ui.segmentationSelector.currentNode())
+        self.updateRange()
         self.onSegmentSelected()
 
     def onSegmentSelected(self, *unused):
@@ -229,10 +232,14 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def startPlacing(self, kind):
         self.stopPlacing()
-        self.ensureTarget()
-        self.logic.prepare()
-        self.takeTarget()  # once more: with the packages there, its prompts can be shown
-        node = self.logic.promptNode(self.target, kind)
+        if kind == "pick":
+            node = self.logic.pickNode()
+            self.addObserver(node, slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self.onPicked)
+        else:
+            self.ensureTarget()
+            self.logic.prepare()
+            self.takeTarget()  # once more: with the packages there, its prompts can be shown
+            node = self.logic.promptNode(self.target, kind)
         self.checkTool(kind)
         if kind == "box":
             self.drawnBox = [node, None]
@@ -258,6 +265,8 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.placing and interaction is not None:
             self.placing = False
             interaction.SetCurrentInteractionMode(slicer.vtkMRMLInteractionNode.ViewTransform)
+        self.removeObservers(self.onPicked)
+        self.logic.removePickNode()
         if self.drawnBox is not None:
             node, _first = self.drawnBox
             self.drawnBox = None
@@ -310,13 +319,6 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onNextObject(self):
         self.selectSegment(self.logic.nextObject(self.target))
 
-    def onAuto(self):
-        volumeNode, segmentationNode = self.ensureSegmentation()
-        name = self.logic.targets()[self.ui.targetComboBox.currentIndex][0]
-        sliceNode = slicer.mrmlScene.GetNodeByID(self.ui.viewComboBox.currentData or "")
-        self.selectSegment(self.logic.startAuto(volumeNode, segmentationNode, name, sliceNode or "axial",
-                                                wholeVolume=self.ui.scopeComboBox.currentIndex == 1))
-
     def onEscape(self):
         if self.placing:
             self.stopPlacing()
@@ -325,7 +327,8 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onCancel(self):
         self.logic.cancel()
-        self.showStatus(_("Cancelled; the scene is as it was."), False)
+        self.showStatus(_("Stopped. Apply keeps the finished slices, Discard leaves the scene as it was.")
+                        if self.logic.hasPending() else _("Cancelled; the scene is as it was."), False)
         self.updateControls()
 
     # --- model and settings ----------------------------------------------------------------------------------------
@@ -427,12 +430,18 @@ class SegMoTEWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         noPrompts = noSegment or (None if self.logic.hasPrompts(self.target) else _("There are no prompts yet."))
         noTarget = noVolume or (None if self.logic.targets() else _("The loaded model was not trained for Auto."))
         idle = None if self.logic.busy() else _("Nothing is running.")
+        notPending = None if self.logic.hasPending() else _("There is no preview.")
+        noCandidates = None if self.logic.hasCandidates() else _("Press Everything first.")
+        noRemains = None if notPending is None or noCandidates is None else notPending
         for widgets, reason in (
                 ((ui.addPointButton, ui.excludePointButton, ui.boxButton, ui.addSegmentButton), noVolume),
                 ((ui.removeSegmentButton, ui.nextObjectButton), noSegment), ((ui.clearButton,), noPrompts),
                 ((ui.undoButton,), None if self.logic.canUndo() else _("Nothing to undo.")),
                 ((ui.redoButton,), None if self.logic.canRedo() else _("Nothing to redo.")),
-                ((ui.autoButton, ui.targetComboBox, ui.scopeComboBox), noTarget), ((ui.cancelButton,), idle)):
+                ((ui.autoButton, ui.targetComboBox, ui.scopeComboBox), noTarget), ((ui.cancelButton,), idle),
+                ((ui.towardsFirstButton, ui.bothWaysButton, ui.towardsLastButton), noPrompts),
+                ((ui.everythingButton, ui.rangeWidget), noVolume), ((ui.pickButton,), noCandidates),
+                ((ui.applyButton,), notPending), ((ui.discardButton,), noRemains)):
             for widget in widgets:
                 tip = widget.property("SegMoTE.help") or widget.toolTip
                 widget.setProperty("SegMoTE.help", tip)

@@ -37,6 +37,8 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         self.onStatus = lambda text, isError: None
         self.onBusy = lambda: None
         self._segmenter = None
+        self._runs = None  # long work on the segmenter
+        self._picks = None  # see pickNode
         self._waiting = []  # what to do once the model is loaded
         self._errors = None  # of a method that waits
         self._observed = None  # the prompts that are shown
@@ -80,8 +82,27 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         named after the target and created if there is none yet.
         """
         with self._waited():
-            segmentId = self.startAuto(volumeNode, segmentationNode, targetName, view, wholeVolume)
+            segmentId = self.startAuto(volumeNode, segmentationNode, targetName, view,
+                                       None if wholeVolume else self.sliceIndex(volumeNode, view), preview=False)
         return segmentId
+
+    def propagate(self, volumeNode, segmentationNode, segmentId, view="axial", sliceRange=None):
+        """Carry a segment from the slices that have prompts to the others, to the object's ends; one undo step.
+
+        view: direction of the slices. sliceRange: (first, last) to stay within, counted from 0; default: all.
+        """
+        with self._waited():
+            self.startPropagate(self.target(volumeNode, segmentationNode, segmentId), view, sliceRange)
+
+    def findEverything(self, volumeNode, view="axial"):
+        """Show what stands out on a view's slice as candidates; returns how many. ``pickCandidate`` takes one."""
+        with self._waited():
+            self.startEverything(volumeNode, view)
+        return len(self._runs.candidates[2])
+
+    def pickCandidate(self, target, position):
+        """Write the candidate at (R, A, S) into a segment; False where there is none."""
+        return self._runs is not None and self._runs.pick(target, np.array(position, float))
 
     def undo(self):
         """Take the latest prompt back with what it changed; False where there is none."""
@@ -102,6 +123,7 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         read_card(resolve_model(nameOrPath))
         self.modelName, self.device, self.precision = str(nameOrPath), device, precision
         if self._segmenter is not None:
+            self.discardRun()
             self._segmenter.reset()
             self._segmenter.predictor = None
         self._waiting = []
@@ -190,22 +212,90 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         prompts.orient_new(target.volume, lambda position: self._viewAt(target.volume, position))
         self._whenLoaded(lambda: segments.update(target))
 
-    def startAuto(self, volumeNode, segmentationNode, targetName, view="axial", wholeVolume=False):
-        """``autoSegment`` without waiting."""
-        from SegMoTELib.mrml.volumes import plane_of, planes_along
+    def startAuto(self, volumeNode, segmentationNode, targetName, view="axial", sliceRange=None, preview=True):
+        """Start Auto on slices ``sliceRange`` (first, last; default: all) parallel to a view; returns the segment's id.
+
+        preview: the result waits for ``applyRun`` or ``discardRun``.
+        """
+        from SegMoTELib.mrml.volumes import stack_along
 
         self.checkVolume(volumeNode)
         if targetName not in [name for name, _modality in self.targets()]:
             offered = ", ".join(name for name, _modality in self.targets()) or "nothing"
             raise ValueError(_("The model has no auto target {name}; it offers {offered}.").format(
                 name=repr(targetName), offered=offered))
-        matrix = self._orientation(volumeNode, view)
-        planes = planes_along(matrix, volumeNode) if wholeVolume else [plane_of(matrix, volumeNode)]
+        stack = stack_along(self._orientation(volumeNode, view), volumeNode)
+        first, last = sliceRange or (0, len(stack) - 1)
         segmentId = self._segmentOfTarget(segmentationNode, volumeNode, targetName)
         target = self.target(volumeNode, segmentationNode, segmentId)
-        segments = self._segments()
-        self._whenLoaded(lambda: (self._dress(target, targetName), segments.auto(target, targetName, planes)))
+        self._whenLoaded(lambda: (self._dress(target, targetName),
+                                  self._volumeRuns().auto(target, targetName, stack, first, last, preview)))
         return segmentId
+
+    def startPropagate(self, target, view="axial", sliceRange=None, direction=0):
+        """``propagate`` without waiting; direction -1: only towards the first slice, 1: only towards the last."""
+        from SegMoTELib.mrml.volumes import stack_along
+
+        self._checked(target)
+        stack = stack_along(self._orientation(target.volume, view), target.volume)
+        first, last = sliceRange or (0, len(stack) - 1)
+        self._whenLoaded(lambda: self._volumeRuns().propagate(target, stack, first, last, direction))
+
+    def startEverything(self, volumeNode, view="axial"):
+        """``findEverything`` without waiting."""
+        from SegMoTELib.mrml.volumes import plane_of
+
+        plane = plane_of(self._orientation(volumeNode, view), volumeNode)
+        self._whenLoaded(lambda: self._volumeRuns().everything(volumeNode, plane))
+
+    def sliceCount(self, volumeNode, view="axial"):
+        """How many slices of the volume are parallel to a view."""
+        from SegMoTELib.mrml.volumes import stack_along
+
+        return len(stack_along(self._orientation(volumeNode, view), volumeNode))
+
+    def sliceIndex(self, volumeNode, view="axial"):
+        """(n, n) for the slice that a view shows: as a range of one."""
+        from SegMoTELib.mrml.volumes import plane_of, stack_along
+
+        matrix = self._orientation(volumeNode, view)
+        index = stack_along(matrix, volumeNode).nearest(plane_of(matrix, volumeNode).pixel_to_ras[:3, 3])
+        return index, index
+
+    def hasPending(self):
+        """Whether a run that has ended left slices to apply or discard."""
+        return self._runs is not None and self._runs.pending is not None and bool(self._runs.pending.masks) \
+            and not self.busy()
+
+    def pickNode(self):
+        """A point list for the user to click on candidates with; ``removePickNode`` takes it away."""
+        self.removePickNode()
+        node = slicer.vtkMRMLMarkupsFiducialNode()
+        node.SetName("SegMoTE pick")
+        node.SetHideFromEditors(True)
+        node.SetSaveWithScene(False)
+        self._picks = slicer.mrmlScene.AddNode(node)
+        self._picks.CreateDefaultDisplayNodes()
+        self._picks.SetDisplayVisibility(False)
+        return self._picks
+
+    def removePickNode(self):
+        if self._picks is not None and self._picks.GetScene() is not None:
+            slicer.mrmlScene.RemoveNode(self._picks)
+        self._picks = None
+
+    def hasCandidates(self):
+        """Whether there is something for ``pickCandidate``."""
+        return self._runs is not None and self._runs.candidates is not None
+
+    def applyRun(self):
+        """Write what the latest run found so far; False where there is nothing."""
+        return self._runs is not None and self._runs.apply()
+
+    def discardRun(self):
+        """Forget what the latest run found; the scene is as before."""
+        if self._runs is not None:
+            self._runs.discard()
 
     def prefetch(self, volumeNode, sliceNode):
         """Prepare the slice that a view shows, once a model is loaded; errors wait for the click."""
@@ -255,9 +345,13 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
         return self._segmenter is not None and self._segmenter.jobs.busy()
 
     def progress(self):
-        """(label, 0 to 1 or None) of what runs."""
+        """(label with the time left, 0 to 1 or None) of what runs."""
         job = self._segmenter.jobs.current() if self._segmenter is not None else None
-        return ("", None) if job is None else (job.label, job.progress)
+        if job is None:
+            return "", None
+        left = job.remaining
+        return (job.label if left is None else _("{label}, {seconds} s left").format(
+            label=job.label, seconds=round(left))), job.progress
 
     @property
     def modelState(self):
@@ -282,8 +376,10 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
             index=index + 1, count=len(probabilities), share=f"{float(probabilities[index]):.0%}")
 
     def cancel(self):
-        """Stop what runs; nothing of it reaches the scene."""
+        """Stop what runs; nothing of it reaches the scene. Finished slices of a run stay in its preview."""
         self._waiting = []
+        if self._runs is not None:
+            self._runs.stop()
         if self._segmenter is not None:
             self._segmenter.jobs.cancel()
 
@@ -293,14 +389,17 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
 
     def sceneClosing(self):
         self._waiting, self._observed = [], None
+        if self._runs is not None:
+            self._runs.reset()
         if self._segmenter is not None:
             self._segmenter.scene_closing()
 
     def close(self):
-        """End the job thread."""
+        """End the job threads."""
         if self._segmenter is not None:
+            self.discardRun()
             self._segmenter.close()
-            self._segmenter = None
+            self._segmenter = self._runs = None
 
     def card(self):
         """What the chosen weights say of themselves; an empty card where they cannot be read."""
@@ -360,6 +459,13 @@ class SegMoTELogic(ScriptedLoadableModuleLogic):
 
             self._segmenter = SceneSegmenter(slicer.mrmlScene, self._told)
         return self._settings()
+
+    def _volumeRuns(self):
+        if self._runs is None:
+            from SegMoTELib.mrml.runs import VolumeRuns
+
+            self._runs = VolumeRuns(self._segments())
+        return self._runs
 
     def _settings(self):
         self._segmenter.mapping, self._segmenter.smoothing = self.mapping, self.smoothing

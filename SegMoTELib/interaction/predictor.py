@@ -190,10 +190,14 @@ class Predictor:
         Args:
             mask: (H, W) bool, not empty; it and its box are the prompts.
         """
+        return self.predict(box=mask_extent(mask), mask_input=self.mask_input(mask), multimask_output=False,
+                            return_logits=True)
+
+    def mask_input(self, mask: np.ndarray) -> np.ndarray:
+        """Low-resolution logits (1, h, w) of a (H, W) bool mask of the current image, soft at the outline."""
         inside, outside = (ndimage.distance_transform_edt(part) for part in (mask, ~mask))
-        logits = np.clip(2 * (inside - outside), -8, 8).astype(np.float32)  # soft at the outline, as answers are
-        low = self.encoded.transform.apply_logits(torch.from_numpy(logits[None])).numpy()
-        return self.predict(box=mask_extent(mask), mask_input=low, multimask_output=False, return_logits=True)
+        logits = np.clip(2 * (inside - outside), -8, 8).astype(np.float32)
+        return self.encoded.transform.apply_logits(torch.from_numpy(logits[None])).numpy()
 
     def predict_clicks(self, encoded: EncodedImage, clicks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Answers to single clicks, each for itself, on the whole image: no closer looks.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from SegMoTELib.interaction.everything import Candidate
     from SegMoTELib.interaction.predictor import EncodedImage, Predictor
 
-PLANES_AT_HAND = 8  # planes whose pixels are kept; those of others are taken from the volume again
+PLANES_AT_HAND = 24  # planes whose pixels are kept; those of others are taken from the volume again
 ON_PLANE = 0.5  # slices: how far from a plane a prompt still belongs to it
 
 
@@ -76,12 +76,13 @@ class Session:
 
     def predict(self, plane: SlicePlane, positives: np.ndarray | None = None, negatives: np.ndarray | None = None,
                 box: np.ndarray | None = None, auto: str | None = None,
-                previous: np.ndarray | None = None) -> PlaneMask:
+                previous: np.ndarray | None = None, mask: np.ndarray | None = None) -> PlaneMask:
         """Answer prompts on a plane.
 
         Args:
             positives, negatives: (N, 3) RAS millimetres, on the plane. box: (2, 3) opposite corners, RAS.
             auto: name of an auto target instead of prompts. previous: ``PlaneMask.logits`` of the last answer here.
+            mask: (rows, columns) bool, instead of ``previous``: what is there already and is to be corrected.
 
         Raises:
             PromptError: nothing to go by, points that are not on the plane or outside the volume, an empty box, or a
@@ -92,6 +93,8 @@ class Session:
         arguments = {} if auto is not None else self._arguments(plane, positives, negatives, box)
         seconds: dict[str, float] = {}
         with self._asking(plane, seconds):
+            if mask is not None and mask.any():
+                previous = self.predictor.mask_input(mask)
             if auto is not None:
                 masks, iou, logits = self.predictor.predict_auto(auto)
             else:

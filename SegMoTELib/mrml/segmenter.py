@@ -14,10 +14,13 @@ from scipy import ndimage
 from SegMoTELib.errors import PromptError, SegMoTEError
 from SegMoTELib.imaging.intensity import range_of
 from SegMoTELib.imaging.planes import SlicePlane
+from SegMoTELib.imaging.stacks import PlaneStack
+from SegMoTELib.imaging.volume import Volume
+from SegMoTELib.interaction.carrying import Crop
 from SegMoTELib.interaction.jobs import Job, Jobs
 from SegMoTELib.interaction.session import PlaneMask, Session
 from SegMoTELib.mrml.prompts import BOX, NEGATIVE, POSITIVE, PlanePrompts, PromptSet
-from SegMoTELib.mrml.segments import Change, SegmentWriter, Written, prepare_segmentation
+from SegMoTELib.mrml.segments import Change, SegmentWriter, Written, prepare_segmentation, segment_mask
 from SegMoTELib.mrml.target import Target
 from SegMoTELib.mrml.volumes import volume_of, window_of
 
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 
 SESSIONS_KEPT = 2  # volumes, or mappings of one, whose encoded slices are kept
 HISTORY = 50  # undo steps
+PREFETCHED = 8  # slices to either side of the one on view
+PARALLEL = 1 - 1e-6  # cosine
 NO_PROMPTS: dict = {POSITIVE: [], NEGATIVE: [], BOX: []}
 
 
@@ -33,11 +38,12 @@ class Answer:
     """What stands in the segment for one plane.
 
     Attributes:
-        prompts: it answers; None for an auto target. logits: for the next correction. written: in the segment.
+        prompts: it answers; None for what was found without. logits: for the next correction, or None.
+        written: in the segment.
     """
 
     prompts: PlanePrompts | None = field(repr=False)
-    logits: np.ndarray = field(repr=False)
+    logits: np.ndarray | None = field(repr=False)
     written: Written | None = field(repr=False)
 
 
@@ -48,6 +54,21 @@ class Step:
     target: Target
     before: tuple[dict, dict[tuple, Answer]]
     after: tuple[dict, dict[tuple, Answer]]
+
+
+@dataclass(frozen=True)
+class SliceMask:
+    """A mask on a slice, as long runs find it; stands for a ``PlaneMask`` without logits."""
+
+    plane: SlicePlane
+    crop: Crop = field(repr=False)
+    logits: None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(rows, columns) bool."""
+        return self.crop.full()
 
 
 class SceneSegmenter:
@@ -116,7 +137,8 @@ class SceneSegmenter:
             self.jobs.cancel(("prompts", *target.key))
             return
         session = self._session(target.volume)
-        asked = [(plane, _previous(answers.get(plane.plane.key()), plane)) for plane in changed]
+        asked = [(plane, _previous(answers.get(plane.plane.key()), plane), self._standing(target, answers, plane.plane))
+                 for plane in changed]
 
         def work(job: Job) -> tuple[list[PlaneMask | None], list[str]]:
             return _answer_all(session, asked, job)
@@ -127,48 +149,82 @@ class SceneSegmenter:
                 self.told(sentence, True)
             self._apply(target, snapshot, changed, found, dropped)
 
-        self.jobs.submit(("prompts", *target.key), work, done, self._failed, label="Segmenting")
+        self.jobs.submit(("prompts", *target.key), work, done, self.failed, label="Segmenting")
 
-    def auto(self, target: Target, name: str, planes: list[SlicePlane]) -> Job:
-        """Segment a structure without prompts on some planes; one undo step, nothing is written when cancelled.
+    def session(self, volume_node: Any) -> Session:
+        """The session of a volume as it is now, with its encoded planes."""
+        return self._session(volume_node)
 
-        A job per slice, so that a click meanwhile is answered between two slices.
+    def apply_slices(self, target: Target, stack: PlaneStack, masks: dict[int, Crop]) -> bool:
+        """Write masks on slices of a stack into the segment, in place of what earlier runs put there; one undo step.
 
-        Raises:
-            SegMoTEError: the volume, the segment or the name cannot be used.
+        Slices with prompts keep their answer.
+
+        Returns:
+            False where it could not be written; the user has been told why.
         """
-        SegmentWriter.check(target.segmentation, target.segment_id)
-        session = self._session(target.volume)
-        if name not in [offered.name for offered in self.predictor.auto_targets]:
-            offered = ", ".join(one.name for one in self.predictor.auto_targets)
-            raise PromptError(f"The model has no auto target {name!r}; it offers: {offered or 'none'}.")
-        key, found = ("auto", *target.key), []
+        answers = self._answers.get(target.key, {})
+        found = [SliceMask(stack.planes[index], mask) for index, mask in masks.items()
+                 if not self._is_prompted(answers.get(stack.planes[index].key()))]
+        new = {one.plane.key() for one in found}
+        dropped = [plane.key() for plane in stack.planes if plane.key() in answers and plane.key() not in new
+                   and not self._is_prompted(answers[plane.key()])]
+        snapshot = self.prompts(target.segmentation, target.segment_id).snapshot()
+        return self._apply(target, snapshot, [None] * len(found), found, dropped)
 
-        def submit() -> Job:
-            index = len(found)
-            return self.jobs.submit(
-                key, lambda job: session.predict(planes[index], auto=name), done, self._failed, urgent=False,
-                label=f"Auto: {name}, slice {index + 1} of {len(planes)}", progress=index / len(planes))
+    def holds_run(self, target: Target, stack: PlaneStack) -> bool:
+        """Whether slices that an earlier run found are in the segment; not after they were undone."""
+        answers = self._answers.get(target.key, {})
+        return any(plane.key() in answers and not self._is_prompted(answers[plane.key()]) for plane in stack.planes)
 
-        def done(answer: PlaneMask) -> None:
-            found.append(answer)
-            if len(found) < len(planes):
-                submit()
-                return
-            snapshot = self.prompts(target.segmentation, target.segment_id).snapshot()
-            self._apply(target, snapshot, [None] * len(found), found, [])
-            count = sum(bool(one.mask.any()) for one in found)
-            self.told(f"{name}: found on {count} of {len(found)} slices." if count else
-                      f"{name}: nothing found here. It was trained on {self._modality(name)}.", False)
+    def prompted_masks(self, target: Target, stack: PlaneStack) -> dict[int, np.ndarray]:
+        """Slice index -> what the segment holds there, (rows, columns) bool, for the slices that have prompts."""
+        answers = self._answers.get(target.key, {})
+        places = {plane.key(): index for index, plane in enumerate(stack.planes)}
+        indices = {places[key] for key, answer in answers.items() if key in places and self._is_prompted(answer)}
+        for key, answer in answers.items():  # prompts on an oblique plane, whose rectangle differs from the stack's
+            if key not in places and self._is_prompted(answer):
+                plane = answer.prompts.plane
+                if abs(plane.normal @ stack.planes[0].normal) > PARALLEL:
+                    indices.add(stack.nearest(plane.to_ras([0, 0])))
+        return {index: self.mask_on(target, stack.planes[index]) for index in sorted(indices)}
 
-        return submit()
+    def mask_on(self, target: Target, plane: SlicePlane) -> np.ndarray:
+        """(rows, columns) bool: the segment as it is on a plane, painted voxels included."""
+        volume = volume_of(target.volume)
+        extent = tuple(value for size in volume.shape for value in (0, size - 1))
+        held = segment_mask(target.segmentation, target.segment_id, target.volume, extent)
+        return plane.extract(Volume(held, volume.ijk_to_ras)) > 0.5
+
+    def _standing(self, target: Target, answers: dict[tuple, Answer], plane: SlicePlane) -> np.ndarray | None:
+        """What a first prompt on a plane corrects: the mask that an earlier run put there."""
+        answer = answers.get(plane.key())
+        return None if answer is None or answer.prompts is not None else self.mask_on(target, plane)
+
+    @staticmethod
+    def _is_prompted(answer: Answer | None) -> bool:
+        return answer is not None and answer.prompts is not None
 
     def prefetch(self, volume_node: Any, plane: SlicePlane) -> None:
-        """Encode a plane that a prompt may soon be placed on; never before other work."""
+        """Encode a plane that a prompt may soon be placed on, then its neighbours outwards; clicks never wait for it.
+
+        A newer call replaces it.
+        """
         session = self._session(volume_node)
-        if not session.is_encoded(plane):
-            self.jobs.submit("prefetch", lambda job: session.encode([plane], job.cancelled), lambda _: None,
-                             self._failed, urgent=False, label="Preparing the slice")
+        slice_to_ras = plane.pixel_to_ras @ np.diag([1.0, -1, 1, 1])
+
+        def work(job: Job) -> None:
+            session.encode([plane], job.cancelled)
+            stack = PlaneStack.parallel_to(session.volume, slice_to_ras)
+            middle = stack.nearest(plane.to_ras((np.array(plane.shape[::-1]) - 1) / 2))
+            for offset in range(1, PREFETCHED + 1):
+                for index in (middle - offset, middle + offset):
+                    if not job.step():
+                        return
+                    if 0 <= index < len(stack):
+                        session.encode([stack.planes[index]], job.cancelled)
+
+        self.jobs.submit("prefetch", work, lambda _: None, self.failed, urgent=False, label="Preparing slices")
 
     # --- undo ------------------------------------------------------------------------------------------------------
 
@@ -234,7 +290,8 @@ class SceneSegmenter:
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
+        """Tell what went wrong."""
         if isinstance(error, SegMoTEError):
             self.told(str(error), True)
         else:
@@ -262,14 +319,11 @@ class SceneSegmenter:
         usable = self.mapping != "window" or (window is not None and window[0] > 0)
         return (self.mapping if usable else "percentiles"), window
 
-    def _modality(self, name: str) -> str:
-        return next((one.modality for one in self.predictor.auto_targets if one.name == name), "") or "other images"
-
     def _apply(self, target: Target, snapshot: dict, asked: list[PlanePrompts | None], found: list[PlaneMask | None],
-               dropped: list[tuple]) -> None:
-        """Write answers to the scene as one step; harmless where the target is gone by now."""
+               dropped: list[tuple]) -> bool:
+        """Write answers to the scene as one step; False where the target is gone by now, or refuses."""
         if not target.exists():
-            return
+            return False
         volume = volume_of(target.volume)
         answers = dict(self._answers.get(target.key, {}))
         keys = [answer.plane.key() if answer is not None else prompts.plane.key()
@@ -284,7 +338,7 @@ class SceneSegmenter:
             written = self.writer.write(target.segmentation, target.segment_id, target.volume, changes)
         except SegMoTEError as error:
             self.told(str(error), True)
-            return
+            return False
         for key in dropped:
             del answers[key]
         for key, prompts, answer, put in zip(keys, asked, found, written, strict=False):
@@ -296,6 +350,7 @@ class SceneSegmenter:
         self._answers[target.key], self._known[target.key] = answers, snapshot
         self._done = [*self._done, Step(target, before, (snapshot, answers))][-HISTORY:]
         self._undone = []
+        return True
 
     def _smooth(self, answer: PlaneMask) -> np.ndarray:
         if self.smoothing <= 0:
@@ -329,17 +384,17 @@ def _previous(answer: Answer | None, prompts: PlanePrompts) -> np.ndarray | None
     return answer.logits if answer is not None and _content(answer) <= prompts.content() else None
 
 
-def _answer_all(session: Session, asked: list[tuple[PlanePrompts, np.ndarray | None]],
+def _answer_all(session: Session, asked: list[tuple[PlanePrompts, np.ndarray | None, np.ndarray | None]],
                 job: Job) -> tuple[list[PlaneMask | None], list[str]]:
     """Answers in order, None where the prompts of a plane cannot be used, and why."""
     found: list[PlaneMask | None] = []
     refused = []
-    for index, (prompts, previous) in enumerate(asked):
+    for index, (prompts, previous, mask) in enumerate(asked):
         if job.cancelled():
             break
         try:
             found.append(session.predict(prompts.plane, prompts.positives, prompts.negatives, prompts.box,
-                                         previous=previous))
+                                         previous=previous, mask=mask))
         except PromptError as error:
             found.append(None)
             refused.append(str(error))

@@ -10,6 +10,7 @@ import vtk
 
 from SegMoTELib.errors import VolumeError
 from SegMoTELib.imaging.planes import SlicePlane
+from SegMoTELib.imaging.stacks import PlaneStack
 from SegMoTELib.imaging.volume import Volume
 
 
@@ -78,21 +79,9 @@ def view_along(node: Any, orientation: str) -> np.ndarray:
     return np.linalg.inv(world_to_volume(node)) @ matrix
 
 
-def planes_along(slice_to_world: np.ndarray, node: Any) -> list[SlicePlane]:
-    """All slices of the volume parallel to a view, a voxel apart, from one end to the other; errors of ``plane_of``."""
-    volume = volume_of(node)
-    matrix = world_to_volume(node) @ slice_to_world
-    middle = volume.to_ras((np.array(volume.shape) - 1) / 2)
-    normal = np.cross(matrix[:3, 0], matrix[:3, 1])
-    normal /= np.linalg.norm(normal)
-    steps = np.abs(normal @ volume.ijk_to_ras[:3, :3])
-    reach = float(steps @ (np.array(volume.shape) - 1)) / 2  # to the last voxel centre
-    count = int(np.floor(2 * reach / steps.max() + 1e-6)) + 1
-    planes = []
-    for offset in (np.arange(count) - (count - 1) / 2) * steps.max():
-        matrix[:3, 3] = middle + offset * normal
-        planes.append(SlicePlane.from_slice_to_ras(volume, matrix))
-    return planes
+def stack_along(slice_to_world: np.ndarray, node: Any) -> PlaneStack:
+    """All slices of the volume parallel to a view, from one end to the other; errors of ``plane_of``."""
+    return PlaneStack.parallel_to(volume_of(node), world_to_volume(node) @ slice_to_world)
 
 
 def window_of(node: Any) -> tuple[float, float] | None:

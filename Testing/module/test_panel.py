@@ -228,25 +228,64 @@ def test_auto_makes_a_segment_named_and_coloured_by_its_target(ready):
 
 
 def test_auto_over_the_whole_volume_shows_progress_and_can_be_cancelled(ready):
-    ready.ui.scopeComboBox.setCurrentIndex(1)
+    ready.ui.scopeComboBox.setCurrentIndex(2)
     ready.ui.autoButton.click()
-    seen = set()
-    until(lambda: seen.add(status(ready)) or any("slice 3 of 20" in text for text in seen))
+    until(lambda: "s left" in status(ready))
     assert ready.ui.cancelButton.enabled
+    started = time.monotonic()
     ready.ui.cancelButton.click()
-    assert status(ready) == "Cancelled; the scene is as it was."
+    assert time.monotonic() - started < 0.5
+    assert status(ready).startswith(("Stopped", "Cancelled"))
     wait(ready)
     assert not mask(ready).any()
     assert not ready.ui.cancelButton.enabled
+    if ready.ui.discardButton.enabled:
+        ready.ui.discardButton.click()
+    assert not ready.ui.applyButton.enabled
     ready.ui.addPointButton.click()
     place(ready, (0, 0, 0))
     assert mask(ready).any()
 
 
+def test_propagate_fills_the_neighbouring_slices_within_the_range(ready):
+    assert not ready.ui.bothWaysButton.enabled
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    prompted = np.flatnonzero(mask(ready).any(axis=(1, 2)))
+    assert len(prompted) == 1
+    ready.ui.rangeWidget.setValues(prompted[0], prompted[0] + 2)
+    ready.ui.bothWaysButton.click()
+    wait(ready)
+    filled = set(np.flatnonzero(mask(ready).any(axis=(1, 2))))
+    assert prompted[0] in filled
+    assert 1 < len(filled) <= 3
+    ready.ui.undoButton.click()
+    assert set(np.flatnonzero(mask(ready).any(axis=(1, 2)))) == set(prompted)
+
+
+def test_a_candidate_of_everything_is_picked_with_a_click(ready):
+    assert not ready.ui.pickButton.enabled
+    ready.ui.everythingButton.click()
+    wait(ready)
+    assert "candidate" in status(ready) or "Nothing stands out" in status(ready)
+    if not ready.logic._runs.candidates[2]:
+        return
+    _, plane, found = ready.logic._runs.candidates
+    row, column = np.argwhere(found[0].mask)[0]
+    segmentation = ready.ui.segmentationSelector.currentNode().GetSegmentation()
+    before = segmentation.GetNumberOfSegments()
+    ready.ui.pickButton.click()
+    place(ready, plane.to_ras([column, row]))
+    assert segmentation.GetNumberOfSegments() == before + 1
+    assert mask(ready).any()
+    ready.ui.discardButton.click()
+    assert not ready.ui.pickButton.enabled
+
+
 def test_keys_work_only_while_the_module_is_entered(ready):
     window = ready.parent.real
-    assert {shortcut.real.key().toString() for shortcut in ready.shortcuts} == set("PXBZYNA") | {"Esc"}
-    assert len(window.findChildren(QtGui.QShortcut)) == 8
+    assert {shortcut.real.key().toString() for shortcut in ready.shortcuts} == set("PXBZYNAGE") | {"Esc", "Return"}
+    assert len(window.findChildren(QtGui.QShortcut)) == 11
     next(s for s in ready.shortcuts if s.real.key().toString() == "P").real.activated.emit()
     assert ready.ui.addPointButton.checked
     next(s for s in ready.shortcuts if s.real.key().toString() == "Esc").real.activated.emit()

@@ -7,7 +7,7 @@ import pytest
 
 slicer = pytest.importorskip("slicer")
 
-from SegMoTELib.errors import PromptError, SegmentError, VolumeError  # noqa: E402
+from SegMoTELib.errors import SegmentError, VolumeError  # noqa: E402
 from SegMoTELib.imaging.planes import MaskPatch, SlicePlane  # noqa: E402
 from SegMoTELib.interaction.predictor import Predictor  # noqa: E402
 from SegMoTELib.mrml.prompts import POSITIVE  # noqa: E402
@@ -312,29 +312,6 @@ def test_accepting_an_object_keeps_its_mask_and_removes_its_prompts(scene, segme
     np.testing.assert_array_equal(mask(target), found)
     click(segmenter, target, (50, 44, 12))
     assert mask(target)[found].all()
-
-
-def test_auto_on_several_slices_is_one_step_and_can_be_cancelled(segmenter, target, told, predictor):
-    volume = volume_of(target.volume)
-    planes = [SlicePlane.through(volume, "axial", world(target.volume, 30, 30, k)) for k in (10, 11, 12)]
-    name = predictor.auto_targets[0].name
-    segmenter.auto(target, name, planes)
-    segmenter.jobs.cancel(("auto", *target.key))
-    segmenter.jobs.finish()
-    assert told == []
-    assert not segmenter.can_undo()
-    segmenter.auto(target, name, planes)
-    segmenter.jobs.finish()
-    assert len(told) == 1
-    assert name in told[0]
-    assert segmenter.undo()
-    assert not segmenter.can_undo()
-    assert not mask(target).any()
-
-
-def test_an_auto_target_that_the_model_lacks_is_refused_with_what_it_has(segmenter, target):
-    with pytest.raises(PromptError, match=r"it offers: .*fetal head"):
-        segmenter.auto(target, "unicorn", [])
 
 
 def test_an_unexpected_error_is_told_and_the_next_click_works(segmenter, target, told, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 slicer = pytest.importorskip("slicer")
 
 from SegMoTELib.errors import VolumeError  # noqa: E402
-from SegMoTELib.mrml.volumes import plane_of, planes_along, view_along, volume_of, window_of  # noqa: E402
+from SegMoTELib.mrml.volumes import plane_of, stack_along, view_along, volume_of, window_of  # noqa: E402
 
 
 def test_the_array_is_the_nodes_own_memory(volume):
@@ -37,7 +37,7 @@ def test_several_values_per_voxel_that_are_no_colours_are_refused(scene, compone
 @pytest.mark.parametrize("orientation", ["axial", "sagittal", "coronal"])
 def test_parallel_slices_cover_every_voxel_once(volume, orientation, move):
     move(volume, [[0, -1, 0, 30], [1, 0, 0, -8], [0, 0, 1, 4], [0, 0, 0, 1]])
-    planes = planes_along(view_along(volume, orientation), volume)
+    planes = stack_along(view_along(volume, orientation), volume).planes
     own = volume_of(volume)
     count = np.zeros(own.array.shape, int)
     for plane in planes:

@@ -149,4 +149,36 @@ class ctkCollapsibleButton(QtWidgets.QGroupBox):  # noqa: N801
     collapsed = QtCore.Property(bool, getCollapsed, setCollapsed)
 
 
-WIDGETS = [qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentsTableView, ctkCollapsibleButton]
+class ctkRangeWidget(QtWidgets.QWidget):  # noqa: N801
+    """Two values within a range; two spin boxes here, a slider between them in CTK."""
+
+    valuesChanged = QtCore.Signal(float, float)  # noqa: N815
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        layout = QtWidgets.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self.boxes = [QtWidgets.QSpinBox(), QtWidgets.QSpinBox()]
+        for box in self.boxes:
+            layout.addWidget(box)
+            box.valueChanged.connect(lambda value: self.valuesChanged.emit(*(one.value() for one in self.boxes)))
+
+    def setRange(self, low: float, high: float) -> None:  # noqa: N802
+        for box in self.boxes:
+            box.setRange(int(low), int(high))
+
+    def setValues(self, low: float, high: float) -> None:  # noqa: N802
+        for box, value in zip(self.boxes, (low, high), strict=True):
+            box.setValue(int(value))
+
+    def setDecimals(self, decimals: int) -> None:  # noqa: N802
+        pass
+
+    def setSingleStep(self, step: float) -> None:  # noqa: N802
+        pass
+
+    minimumValue = QtCore.Property(float, lambda self: float(self.boxes[0].value()))  # noqa: N815
+    maximumValue = QtCore.Property(float, lambda self: float(self.boxes[1].value()))  # noqa: N815
+
+
+WIDGETS = [ctkRangeWidget, qMRMLWidget, qMRMLNodeComboBox, qMRMLSegmentsTableView, ctkCollapsibleButton]

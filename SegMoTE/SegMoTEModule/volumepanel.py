@@ -1,0 +1,97 @@
+"""The part of the panel that works on whole volumes: range, Propagate, Auto, Everything, preview."""
+
+import numpy as np
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+THIS_SLICE, RANGE = 0, 1  # scopes of Auto; the third is the whole volume
+
+
+class VolumePanel:
+    """Mixed into the module's widget."""
+
+    def connectVolumeWidgets(self):
+        ui = self.ui
+        ui.rangeWidget.setDecimals(0)
+        ui.rangeWidget.setSingleStep(1)
+        ui.viewComboBox.connect("currentIndexChanged(int)", lambda index: self.updateRange())
+        for button, direction in ((ui.towardsFirstButton, -1), (ui.bothWaysButton, 0), (ui.towardsLastButton, 1)):
+            button.connect("clicked()", self.guarded(lambda direction=direction: self.onPropagate(direction)))
+        ui.autoButton.connect("clicked()", self.guarded(self.onAuto))
+        ui.everythingButton.connect("clicked()", self.guarded(self.onEverything))
+        ui.applyButton.connect("clicked()", self.guarded(self.onApply))
+        ui.discardButton.connect("clicked()", self.guarded(self.onDiscard))
+
+    def chosenView(self):
+        """The slice node of the view that runs work in, or "axial"."""
+        return slicer.mrmlScene.GetNodeByID(self.ui.viewComboBox.currentData or "") or "axial"
+
+    def updateRange(self):
+        """All slices of the chosen volume and view."""
+        volumeNode = self.ui.volumeSelector.currentNode()
+        try:
+            count = self.logic.sliceCount(volumeNode, self.chosenView())
+        except Exception as error:
+            if volumeNode is not None and not self.logic.isExpected(error):
+                raise
+            count = 1
+        self.ui.rangeWidget.setRange(1, count)
+        self.ui.rangeWidget.setValues(1, count)
+
+    def chosenRange(self):
+        """(first, last), counted from 0, within the slices that there are now: an oblique view may have been turned."""
+        count = self.logic.sliceCount(self.ui.volumeSelector.currentNode(), self.chosenView())
+        first, last = (round(value) - 1 for value in (self.ui.rangeWidget.minimumValue,
+                                                      self.ui.rangeWidget.maximumValue))
+        return max(0, min(first, count - 1)), max(0, min(last, count - 1))
+
+    def onPropagate(self, direction):
+        self.stopPlacing()
+        self.logic.startPropagate(self.target, self.chosenView(), self.chosenRange(), direction)
+
+    def onAuto(self):
+        self.stopPlacing()
+        volumeNode, segmentationNode = self.ensureSegmentation()
+        name = self.logic.targets()[self.ui.targetComboBox.currentIndex][0]
+        scope, view = self.ui.scopeComboBox.currentIndex, self.chosenView()
+        sliceRange = (self.logic.sliceIndex(volumeNode, view) if scope == THIS_SLICE else
+                      self.chosenRange() if scope == RANGE else None)
+        self.selectSegment(self.logic.startAuto(volumeNode, segmentationNode, name, view, sliceRange,
+                                                preview=scope != THIS_SLICE))
+
+    def onEverything(self):
+        volumeNode, _segmentationNode = self.ensureSegmentation()
+        self.logic.startEverything(volumeNode, self.chosenView())
+
+    def onPicked(self, caller, event):
+        """A click on a candidate: it becomes a segment of its own."""
+        position = [0.0] * 3
+        caller.GetNthControlPointPositionWorld(caller.GetNumberOfDefinedControlPoints() - 1, position)
+        qt.QTimer.singleShot(0, self.guarded(lambda: self.pickAt(np.array(position))))  # not within the node's event
+
+    def pickAt(self, position):
+        volumeNode, segmentationNode = self.ensureSegmentation()
+        number = segmentationNode.GetSegmentation().GetNumberOfSegments() + 1
+        segmentId = self.logic.addSegment(segmentationNode, volumeNode, _("Object {number}").format(number=number))
+        if not self.logic.pickCandidate(self.logic.target(volumeNode, segmentationNode, segmentId), position):
+            segmentationNode.GetSegmentation().RemoveSegment(segmentId)
+            self.showStatus(_("There is no candidate here."), False)
+            return
+        self.creating = True  # the tool stays on for the next one
+        try:
+            self.selectSegment(segmentId)
+        finally:
+            self.creating = False
+        self.updateControls()
+
+    def onApply(self):
+        if self.logic.applyRun():
+            self.showStatus(_("Applied."), False)
+        self.updateControls()
+
+    def onDiscard(self):
+        self.stopPlacing()
+        self.logic.discardRun()
+        self.showStatus(_("Discarded; the scene is as it was."), False)
+        self.updateControls()

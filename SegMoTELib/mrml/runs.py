@@ -1,0 +1,262 @@
+"""VolumeRuns: long work on a volume - propagate, Auto, everything - with a preview before anything is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from SegMoTELib.errors import PromptError
+from SegMoTELib.imaging.planes import SlicePlane
+from SegMoTELib.imaging.stacks import PlaneStack
+from SegMoTELib.interaction.auto import AutoResult, modality_note, segment_slices
+from SegMoTELib.interaction.carrying import Crop
+from SegMoTELib.interaction.everything import Candidate
+from SegMoTELib.interaction.jobs import Job
+from SegMoTELib.interaction.propagation import Propagated, propagate
+from SegMoTELib.mrml.preview import Preview
+from SegMoTELib.mrml.segmenter import SceneSegmenter
+from SegMoTELib.mrml.segments import SegmentWriter
+from SegMoTELib.mrml.target import Target
+from SegMoTELib.mrml.volumes import volume_of, world_to_volume
+
+KEY = "run"
+SHOWN_EVERY = 0.4  # seconds between two updates of the preview
+PALETTE = ((0.9, 0.4, 0.3), (0.3, 0.7, 0.9), (0.5, 0.8, 0.4), (0.9, 0.8, 0.3), (0.7, 0.5, 0.9), (0.9, 0.6, 0.8))
+
+
+@dataclass
+class Pending:
+    """What a run has found and nobody has applied yet."""
+
+    target: Target
+    stack: PlaneStack
+    masks: dict[int, Crop] = field(default_factory=dict)
+
+
+@dataclass
+class Before:
+    """The latest propagation of a segment, for corrections."""
+
+    stack_key: tuple
+    span: tuple[int, int]
+    prompted: dict[int, np.ndarray]
+    found: Propagated
+
+
+class VolumeRuns:
+    """At most one run at a time; a new one replaces it. Main thread only.
+
+    Finished slices are shown in a :class:`Preview` as they come. ``stop`` ends a run and leaves them there, to
+    ``apply`` or ``discard``; nothing reaches the segment before that.
+
+    Args:
+        segmenter: does the writing, and owns the jobs.
+    """
+
+    def __init__(self, segmenter: SceneSegmenter) -> None:
+        self.segmenter = segmenter
+        self.pending: Pending | None = None
+        self.candidates: tuple[Any, SlicePlane, list[Candidate]] | None = None  # volume node, plane, found
+        self._preview: Preview | None = None
+        self._unshown: list[tuple[int, Crop]] = []
+        self._shown_at = 0.0
+        self._before: dict[tuple, Before] = {}
+
+    # --- runs ------------------------------------------------------------------------------------------------------
+
+    def propagate(self, target: Target, stack: PlaneStack, first: int, last: int, direction: int = 0) -> Job:
+        """Carry the segment from its prompted slices through slices ``first`` to ``last``; written once it is done.
+
+        After a correction on one slice, only what depends on it is computed again.
+
+        Args:
+            direction: -1 only towards the first slice, 1 only towards the last, 0 both ways.
+
+        Raises:
+            SegMoTEError: nothing prompted on slices of this direction, a range without them, an unusable segment.
+        """
+        SegmentWriter.check(target.segmentation, target.segment_id)
+        prompted = self.segmenter.prompted_masks(target, stack)
+        if not prompted:
+            raise PromptError("Nothing to propagate in this view's direction: segment the object on one of its slices "
+                              "with a point or a box first.")
+        if direction:
+            first, last = (first, max(prompted)) if direction < 0 else (min(prompted), last)
+        if not first <= min(prompted) <= max(prompted) <= last:
+            raise PromptError("The range must hold the prompted slices; make it larger.")
+        session = self.segmenter.session(target.volume)
+        known, changed = self._what_changed(target, stack, (first, last), prompted)
+
+        def work(job: Job) -> Propagated:
+            return propagate(session, stack, prompted, first, last,
+                             lambda progress, index, mask: job.step(progress, (index, mask)), known, changed)
+
+        def done(found: Propagated) -> None:
+            self.pending = Pending(target, stack, found.masks)
+            if self.apply():
+                self._before[target.key] = Before(_key(stack), (first, last), prompted, found)
+                self.segmenter.told(f"Propagated to {found.in_words()}", False)
+
+        return self._start(target, stack, work, done, "Propagating")
+
+    def auto(self, target: Target, name: str, stack: PlaneStack, first: int, last: int, preview: bool = False) -> Job:
+        """Find an auto target on slices ``first`` to ``last``.
+
+        Args:
+            preview: wait for ``apply`` or ``discard`` before the segment is written.
+
+        Raises:
+            SegMoTEError: the segment or the name cannot be used.
+        """
+        SegmentWriter.check(target.segmentation, target.segment_id)
+        session = self.segmenter.session(target.volume)
+        session.check_target(name)
+        offered = self.segmenter.predictor.auto_targets
+
+        def work(job: Job) -> AutoResult:
+            return segment_slices(session, stack, name, first, last,
+                                  lambda progress, index, mask: job.step(progress, (index, mask)))
+
+        def done(found: AutoResult) -> None:
+            self.pending = Pending(target, stack, found.masks)
+            self._show_all(found.masks)
+            count = f"{len(found.masks)} of {found.slices} slices"
+            modality = next((one.modality for one in offered if one.name == name), "") or "other images"
+            text = (f"{name}: found on {count}." if found.masks else
+                    f"{name}: nothing found here. It was trained on {modality}.")
+            note = modality_note(session.volume, name, offered)
+            if preview and found.masks:
+                text += " This is a preview: apply or discard it."
+            elif not self.apply():
+                return
+            self.segmenter.told(f"{text} {note}".rstrip(), False)
+
+        return self._start(target, stack, work, done, f"Auto: {name}")
+
+    def everything(self, volume: Any, plane: SlicePlane) -> Job:
+        """Find what stands out on a plane and show it in the preview; ``pick`` makes one of it a segment."""
+        session = self.segmenter.session(volume)
+
+        def done(found: list[Candidate]) -> None:
+            self.candidates = (volume, plane, found)
+            for number, one in enumerate(found):
+                patch = plane.insert(one.mask, volume_of(volume), solid=True)
+                self._open_preview(volume).add(f"candidate {number + 1}", PALETTE[number % len(PALETTE)], [patch])
+            self.segmenter.told(f"{len(found)} candidates; click on one to make it a segment." if found else
+                                "Nothing stands out on this slice; try a point or a box.", False)
+
+        self.discard()
+        return self.segmenter.jobs.submit(KEY, lambda job: session.everything(plane), done, self.segmenter.failed,
+                                          urgent=False, label="Looking for everything")
+
+    # --- results ---------------------------------------------------------------------------------------------------
+
+    def pick(self, target: Target, world: np.ndarray) -> bool:
+        """Write the candidate at a position, world RAS, into a segment; False where there is none."""
+        if self.candidates is None:
+            return False
+        volume, plane, found = self.candidates
+        matrix = world_to_volume(volume)
+        column, row = np.round(plane.to_pixels(np.asarray(world) @ matrix[:3, :3].T + matrix[:3, 3])).astype(int)
+        if not (0 <= row < plane.shape[0] and 0 <= column < plane.shape[1]):
+            return False
+        hit = [one.mask for one in found if one.mask[row, column]]
+        if not hit:
+            return False
+        smallest = min(hit, key=np.count_nonzero)  # what lies on top
+        return self.segmenter.apply_slices(target, PlaneStack((plane,), volume_of(volume)), {0: Crop.of(smallest)})
+
+    def stop(self) -> None:
+        """End the run; its finished slices stay in the preview."""
+        self.segmenter.jobs.cancel(KEY)
+        self._flush()
+
+    def apply(self) -> bool:
+        """Write what is pending into its segment, as one undo step; False where there is nothing, or it is refused."""
+        pending, self.pending = self.pending, None
+        self._close_preview()
+        return (pending is not None and pending.target.exists()
+                and self.segmenter.apply_slices(pending.target, pending.stack, pending.masks))
+
+    def discard(self) -> None:
+        """Forget what is pending, and the candidates; the scene is as before the run."""
+        self.segmenter.jobs.cancel(KEY)
+        self.pending, self.candidates = None, None
+        self._close_preview()
+
+    def reset(self) -> None:
+        """Forget everything, e.g. when the scene closes."""
+        self.discard()
+        self._before.clear()
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _start(self, target: Target, stack: PlaneStack, work: Callable, done: Callable, label: str) -> Job:
+        self.discard()
+        self.pending = Pending(target, stack)
+        return self.segmenter.jobs.submit(KEY, work, done, self._failed, urgent=False, label=label, progress=0.0,
+                                          shown=self._show)
+
+    def _failed(self, error: Exception) -> None:
+        self.discard()
+        self.segmenter.failed(error)
+
+    def _show(self, partial: tuple[int, Crop]) -> None:
+        """Take a finished slice; the preview follows a few times a second."""
+        index, mask = partial
+        if self.pending is None:
+            return
+        if mask.area:
+            self.pending.masks[index] = mask
+            self._unshown.append(partial)
+        if time.monotonic() - self._shown_at > SHOWN_EVERY:
+            self._flush()
+
+    def _flush(self) -> None:
+        unshown, self._unshown = self._unshown, []
+        pending = self.pending
+        if not unshown or pending is None or not pending.target.exists():
+            return
+        segment = pending.target.segmentation.GetSegmentation().GetSegment(pending.target.segment_id)
+        volume = volume_of(pending.target.volume)
+        self._open_preview(pending.target.volume).add(
+            segment.GetName(), segment.GetColor(),
+            [pending.stack.planes[index].insert(mask.full(), volume) for index, mask in unshown])
+        self._shown_at = time.monotonic()
+
+    def _show_all(self, masks: dict[int, Crop]) -> None:
+        """The preview as the result is, after pieces were removed."""
+        self._close_preview()
+        self._unshown = list(masks.items())
+        self._flush()
+
+    def _open_preview(self, volume: Any) -> Preview:
+        if self._preview is None:
+            self._preview = Preview(self.segmenter.scene, self.segmenter.writer, volume)
+        return self._preview
+
+    def _close_preview(self) -> None:
+        self._unshown = []
+        if self._preview is not None:
+            self._preview.remove()
+            self._preview = None
+
+    def _what_changed(self, target: Target, stack: PlaneStack, span: tuple[int, int],
+                      prompted: dict[int, np.ndarray]) -> tuple[Propagated | None, int | None]:
+        """The latest result and the one prompted slice that is new or another since; None where more has changed."""
+        before = self._before.get(target.key)
+        if before is None or (before.stack_key, before.span) != (_key(stack), span):
+            return None, None
+        if set(before.prompted) - set(prompted) or not self.segmenter.holds_run(target, stack):
+            return None, None
+        changed = [index for index, mask in prompted.items()
+                   if index not in before.prompted or not np.array_equal(before.prompted[index], mask)]
+        return (before.found, changed[0]) if len(changed) == 1 else (None, None)
+
+
+def _key(stack: PlaneStack) -> tuple:
+    return stack.planes[0].key(), len(stack), stack.volume.ijk_to_ras.tobytes()
