@@ -276,7 +276,7 @@ def test_a_candidate_of_everything_is_picked_with_a_click(ready):
     before = segmentation.GetNumberOfSegments()
     ready.ui.pickButton.click()
     place(ready, plane.to_ras([column, row]))
-    assert segmentation.GetNumberOfSegments() == before + 1
+    until(lambda: segmentation.GetNumberOfSegments() == before + 1)
     assert mask(ready).any()
     ready.ui.discardButton.click()
     assert not ready.ui.pickButton.enabled

@@ -1,0 +1,324 @@
+"""Whole volumes, measured: accuracy against Slicer's own tools, interactions, speed, memory, prefetch, cancelling.
+
+    python Testing/benchmarks/volumes.py accuracy ../shared/data/volumes -o volumes.csv
+    python Testing/benchmarks/volumes.py table volumes.csv
+    python Testing/benchmarks/volumes.py speed ../shared/data/volumes/totalseg_ct_512
+
+Prompts are simulated from the truth: a box around the object on the prompted slices, clicks in the middle of the
+largest error. ``fill`` is Slicer's morphological contour interpolation between the same three slices, ``grow cut``
+Slicer's grow-from-seeds with these slices as seeds; both start from the masks that SegMoTE gave to the three boxes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import psutil
+import SimpleITK as sitk
+import torch
+from monai.metrics import compute_surface_dice
+from scipy import ndimage
+
+from SegMoTELib.cli.volumes import load_predictor, voxels_of
+from SegMoTELib.evaluation.metrics import dice
+from SegMoTELib.imaging.files import read_volume
+from SegMoTELib.imaging.intensity import range_of
+from SegMoTELib.imaging.stacks import PlaneStack
+from SegMoTELib.imaging.volume import Volume
+from SegMoTELib.interaction.carrying import Crop
+from SegMoTELib.interaction.jobs import Jobs
+from SegMoTELib.interaction.propagation import propagate
+from SegMoTELib.interaction.session import Session
+
+THREE = (0.15, 0.5, 0.85)  # places of the prompted slices within the object
+WANTED, MOST_ROUNDS = 0.85, 8
+METHODS = ("1 slice, propagated", "3 slices, propagated", "3 slices, fill", "3 slices, grow cut", "box on every slice")
+
+
+@dataclass
+class Case:
+    """One structure of one volume."""
+
+    volume: str
+    label: str
+    session: Session
+    stack: PlaneStack
+    truth: np.ndarray  # (K, J, I) bool
+    slices: list[np.ndarray]  # the truth on the stack's slices
+
+    @property
+    def present(self) -> np.ndarray:
+        """Indices of the slices that hold the object."""
+        return np.flatnonzero([one.sum() >= 8 for one in self.slices])
+
+    def ask(self, index: int) -> np.ndarray:
+        """The model's mask for a box around the object on a slice."""
+        plane = self.stack.planes[index]
+        rows, columns = np.nonzero(self.slices[index])
+        corners = plane.to_ras(np.array([[columns.min() - 0.4, rows.min() - 0.4],
+                                         [columns.max() + 0.4, rows.max() + 0.4]]) + [[-0.2, -0.2], [0.2, 0.2]])
+        mask = self.session.predict(plane, box=corners).mask
+        return mask if mask.any() else self.slices[index]
+
+
+def open_cases(root: Path, per_volume: int, seed: int, model: str) -> Iterator[Case]:
+    """Seeded draw of structures with at least eight slices, from folders with image, label and info.json."""
+    predictor, rng = load_predictor(model, "auto", False), np.random.default_rng(seed)
+    for folder in sorted(path for path in root.iterdir() if (path / "info.json").exists()):
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        volume, labels = read_volume(folder / "image.nii.gz"), read_volume(folder / "label.nii.gz").array
+        session = Session(predictor, volume,
+                          range_of(volume, "ct_soft_tissue" if info["modality"] == "CT" else "percentiles"))
+        stack, taken = PlaneStack.along(volume, "axial"), 0
+        for value in rng.permutation([value for value in np.unique(labels) if value]):
+            truth = labels == value
+            own = Volume(truth.astype(np.uint8), volume.ijk_to_ras)
+            case = Case(folder.name, info["labels"][str(value)], session, stack, truth,
+                        [plane.extract(own) > 0 for plane in stack.planes])
+            if len(case.present) >= 8 and taken < per_volume:
+                taken += 1
+                yield case
+
+
+def run_methods(case: Case) -> dict[str, np.ndarray]:
+    """Method -> (K, J, I) bool."""
+    present, last = case.present, len(case.stack) - 1
+    largest = int(present[np.argmax([case.slices[index].sum() for index in present])])
+    three = {int(present[round(place * (len(present) - 1))]) for place in THREE}
+    masks = {index: case.ask(index) for index in three | {largest}}
+    three = {index: masks[index] for index in sorted(three)}
+    seeds = voxels_of({index: Crop.of(mask) for index, mask in three.items()}, case.stack)
+    return {
+        METHODS[0]: voxels_of(propagate(case.session, case.stack, {largest: masks[largest]}, 0, last).masks,
+                              case.stack),
+        METHODS[1]: voxels_of(propagate(case.session, case.stack, three, 0, last).masks, case.stack),
+        METHODS[2]: fill_between(seeds, case.session.volume),
+        METHODS[3]: grow_cut(case, seeds, sorted(three)),
+        METHODS[4]: voxels_of({int(index): Crop.of(case.ask(index)) for index in present}, case.stack),
+    }
+
+
+def fill_between(seeds: np.ndarray, volume: Volume) -> np.ndarray:
+    """Slicer's filter behind "Fill between slices"."""
+    import slicer
+
+    fill = slicer.vtkITKMorphologicalContourInterpolator()
+    fill.SetInputData(_vtk_image(seeds.astype(np.uint8)))
+    fill.Update()
+    return _array(fill.GetOutput(), seeds.shape) > 0
+
+
+def grow_cut(case: Case, seeds: np.ndarray, prompted: list[int]) -> np.ndarray:
+    """Slicer's filter behind "Grow from seeds"; background: around the object on prompted slices, and far from it."""
+    import slicer
+
+    labels = np.where(seeds, 1, 0).astype(np.uint8)
+    height, axis = len(labels), 0
+    slices = [case.stack.planes[index].insert(np.ones(case.stack.planes[index].shape, bool), case.session.volume)
+              for index in prompted]
+    for patch in slices:
+        block = labels[patch.slices]
+        block[(block == 0) & ~ndimage.binary_dilation(block == 1, iterations=4)] = 2
+    margin = max(2, height // 20)
+    inside = np.flatnonzero(seeds.any(axis=(1, 2)))
+    spread = inside[-1] - inside[0]
+    low, high = max(0, inside[0] - spread // 3 - margin), min(height - 1, inside[-1] + spread // 3 + margin)
+    for border in (low, high):
+        np.moveaxis(labels, axis, 0)[border][labels[border] == 0] = 2
+    grow = slicer.vtkImageGrowCutSegment()
+    image = case.session.volume.array.astype(np.float32)
+    grow.SetIntensityVolume(_vtk_image(image[low:high + 1]))
+    grow.SetSeedLabelVolume(_vtk_image(labels[low:high + 1]))
+    grow.Update()
+    found = np.zeros(labels.shape, bool)
+    found[low:high + 1] = _array(grow.GetOutput(), labels[low:high + 1].shape) == 1
+    return found
+
+
+def count_interactions(case: Case) -> int:
+    """Prompts until Dice 0.85 in 3D: a box on the largest slice, then a box on the worst slice, propagated anew."""
+    present, last = case.present, len(case.stack) - 1
+    first = int(present[np.argmax([case.slices[index].sum() for index in present])])
+    prompted = {first: case.ask(first)}
+    known, changed = None, None
+    for count in range(1, MOST_ROUNDS + 1):
+        known = propagate(case.session, case.stack, prompted, 0, last, known=known, changed=changed)
+        if dice(voxels_of(known.masks, case.stack), case.truth) >= WANTED:
+            return count
+        errors = [np.count_nonzero((known.masks[index].full() if index in known.masks else False) ^ truth)
+                  if index not in prompted and truth.sum() >= 8 else -1 for index, truth in enumerate(case.slices)]
+        changed = int(np.argmax(errors))
+        prompted[changed] = case.ask(changed)
+    return MOST_ROUNDS + 1
+
+
+def surface_dice(found: np.ndarray, truth: np.ndarray, spacing: np.ndarray) -> float:
+    """Share of the surfaces within 2 mm of each other (MONAI); 0 where nothing was found."""
+    if not found.any():
+        return 0.0
+    both = np.argwhere(found | truth)
+    cut = tuple(slice(max(0, low - 2), high + 3) for low, high in zip(both.min(0), both.max(0), strict=True))
+    masks = [torch.from_numpy(np.stack([~one[cut], one[cut]])[None].astype(np.float32)) for one in (found, truth)]
+    return float(compute_surface_dice(*masks, [2.0], spacing=tuple(map(float, spacing[::-1])))[0, 0])
+
+
+@click.group()
+def main() -> None:
+    """Benchmarks of whole volumes."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(torch.get_num_threads())
+
+
+@main.command()
+@click.argument("root", type=click.Path(exists=True, path_type=Path))
+@click.option("--per-volume", default=3, show_default=True, help="Structures drawn from each volume.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--model", default="segmote-tiny", show_default=True)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+def accuracy(root: Path, per_volume: int, seed: int, model: str, output: Path) -> None:
+    """3D Dice, surface Dice and interactions, one line per structure and method."""
+    with output.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["volume", "structure", "slices", "method", "dice", "surface_dice", "interactions"])
+        for case in open_cases(root, per_volume, seed, model):
+            for method, found in run_methods(case).items():
+                count = count_interactions(case) if method == METHODS[0] else ""
+                writer.writerow([case.volume, case.label, len(case.present), method,
+                                 round(dice(found, case.truth), 4),
+                                 round(surface_dice(found, case.truth, case.session.volume.spacing), 4), count])
+            file.flush()
+            click.echo(f"{case.volume} {case.label}")
+
+
+@main.command()
+@click.argument("table_path", type=click.Path(exists=True, path_type=Path))
+def table(table_path: Path) -> None:
+    """The figures of ``accuracy`` as Markdown."""
+    rows = list(csv.DictReader(table_path.open(encoding="utf-8")))
+    cases = list(dict.fromkeys((row["volume"], row["structure"], row["slices"]) for row in rows))
+    click.echo("| volume | structure | slices | " + " | ".join(METHODS) + " | boxes to 0.85 |")
+    click.echo("|" + " --- |" * (len(METHODS) + 4))
+    for case in cases:
+        own = {row["method"]: row for row in rows if (row["volume"], row["structure"], row["slices"]) == case}
+        count = int(own[METHODS[0]]["interactions"])
+        click.echo("| " + " | ".join([*case, *(f"{float(own[method]['dice']):.2f}" for method in METHODS),
+                                      str(count) if count <= MOST_ROUNDS else f"> {MOST_ROUNDS}"]) + " |")
+    for name in ("dice", "surface_dice"):
+        means = [np.mean([np.mean([float(row[name]) for row in rows if row["volume"] == volume
+                                   and row["method"] == method])
+                          for volume in {row["volume"] for row in rows}]) for method in METHODS]
+        click.echo(f"| mean over volumes, {name.replace('_', ' ')} | | | "
+                   + " | ".join(f"**{mean:.3f}**" for mean in means) + " | |")
+    better = [float(next(row["dice"] for row in rows if (row["volume"], row["structure"], row["slices"]) == case
+                         and row["method"] == METHODS[1]))
+              - float(next(row["dice"] for row in rows if (row["volume"], row["structure"], row["slices"]) == case
+                           and row["method"] == METHODS[2])) for case in cases]
+    click.echo(f"\nPropagation beats filling between the same three slices on {sum(x > 0 for x in better)} of "
+               f"{len(better)} structures.")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.option("--model", default="segmote-tiny", show_default=True)
+def speed(folder: Path, model: str) -> None:
+    """Seconds per slice, memory against the number of slices, prefetch hits, time from Cancel to idle."""
+    case = next(open_cases_of(folder, model))
+    session, stack, process = case.session, case.stack, psutil.Process()
+    count = len(stack)
+    seconds = {}
+    for name in ("encode, first time", "encode, from the cache"):
+        session._at_hand.clear()
+        session._encoded_before.clear()
+        started = time.perf_counter()
+        for plane in stack.planes:
+            session.encode([plane])
+        seconds[name] = (time.perf_counter() - started) / count
+    memory = []
+    middle = int(case.present[len(case.present) // 2])
+    for reach in (2, max(3, count // 4), count):
+        first, last = max(0, middle - reach), min(count - 1, middle + reach)
+        started = time.perf_counter()
+        propagate(session, stack, {middle: case.slices[middle]}, first, last)
+        seconds[f"propagate, up to {last - first + 1} slices"] = (time.perf_counter() - started) / (last - first + 1)
+        memory.append((last - first + 1, process.memory_info().rss / 2**20))
+    for name, value in seconds.items():
+        click.echo(f"{name}: {1000 * value:.0f} ms per slice")
+    click.echo("resident memory: " + ", ".join(f"{value:.0f} MiB after {n} slices" for n, value in memory))
+    click.echo(f"prefetch: {prefetch_hits(case):.0%} of clicks found their slice ready")
+    click.echo(f"cancel to idle: {1000 * cancel_to_idle(case):.0f} ms until the panel is free, "
+               f"{1000 * cancel_to_idle(case, thread=True):.0f} ms until the thread has ended")
+
+
+def open_cases_of(folder: Path, model: str) -> Iterator[Case]:
+    """The structures of one volume."""
+    return (case for case in open_cases(folder.parent, 1, 0, model) if case.volume == folder.name)
+
+
+def prefetch_hits(case: Case, clicks: int = 20, seconds_between: float = 1.0) -> float:
+    """A reader scrolls one to four slices, looks for a second and clicks: how often is the slice encoded?"""
+    rng, jobs = np.random.default_rng(0), Jobs()
+    session = Session(load_predictor("segmote-tiny", "auto", False), case.session.volume, case.session.intensity_range)
+    index, hits = len(case.stack) // 2, 0
+    for _ in range(clicks):
+        index = int(np.clip(index + rng.integers(1, 5) * rng.choice([-1, 1]), 0, len(case.stack) - 1))
+
+        def work(job, middle=index):
+            for offset in range(9):
+                for near in {middle - offset, middle + offset}:
+                    if 0 <= near < len(case.stack) and job.step():
+                        session.encode([case.stack.planes[near]], job.cancelled)
+
+        jobs.submit("prefetch", work, lambda _: None, lambda _: None, urgent=False)
+        time.sleep(seconds_between)
+        hits += session.is_encoded(case.stack.planes[index])
+    jobs.stop()
+    return hits / clicks
+
+
+def cancel_to_idle(case: Case, thread: bool = False) -> float:
+    """Seconds from Cancel in the middle of a propagation until jobs are idle, or until the thread has really ended."""
+    jobs, running, ended = Jobs(), threading.Event(), threading.Event()
+    middle = int(case.present[len(case.present) // 2])
+
+    def work(job):
+        propagate(case.session, case.stack, {middle: case.slices[middle]}, 0, len(case.stack) - 1,
+                  lambda *_: running.set() or job.step())
+        ended.set()
+
+    jobs.submit("run", work, lambda _: None, lambda _: None, urgent=False)
+    running.wait(60)
+    started = time.perf_counter()
+    jobs.cancel()
+    while not ended.is_set() if thread else jobs.busy():
+        time.sleep(0.001)
+    passed = time.perf_counter() - started
+    jobs.stop()
+    return passed
+
+
+def _vtk_image(array: np.ndarray):
+    from vtk import vtkImageData
+    from vtk.util.numpy_support import numpy_to_vtk
+
+    image = vtkImageData()
+    image.SetDimensions(*array.shape[::-1])
+    image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(array).ravel(), deep=True))
+    return image
+
+
+def _array(image, shape: tuple[int, ...]) -> np.ndarray:
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)
+
+
+if __name__ == "__main__":
+    main()
