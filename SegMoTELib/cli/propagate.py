@@ -19,14 +19,14 @@ from SegMoTELib.cli.volumes import PLANES, Bar, common_options, load_predictor, 
               help="Two opposite corners around it, on one slice.")
 @click.option("--plane", "orientation", type=click.Choice(PLANES), default="axial", show_default=True,
               help="Plane of the prompts and direction of the slices.")
-@click.option("--from", "start", type=Millimetres("R", "A", "S"), help="A point of the first slice to reach.")
-@click.option("--to", "end", type=Millimetres("R", "A", "S"), help="A point of the last slice to reach.")
+@click.option("--until", "limits", multiple=True, type=Millimetres("R", "A", "S"),
+              help="A point of the last slice to reach on its side of the prompts; once for each side.")
 @click.option("--name", default="Segment", show_default=True, help="Name of the segment.")
 @common_options
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.seg.nrrd",
               help="Segmentation to write.")
-def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, orientation: str, start: tuple | None,
-            end: tuple | None, name: str, intensity: str, model: str, device: str, keep_embeddings: bool,
+def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, orientation: str, limits: tuple,
+            name: str, intensity: str, model: str, device: str, keep_embeddings: bool,
             output: Path) -> None:
     """Segment an object on the slices of the prompts, and carry it to both ends of the object or the range.
 
@@ -54,10 +54,13 @@ def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, ori
             raise PromptError("Only one box on a slice.")
         masks[index] = session.predict(stack.planes[index], np.array(positives), np.array(negatives),
                                        around[0] if around else None).mask
-    ends = [default if place is None else stack.nearest(np.array(place))
-            for place, default in ((start, 0), (end, len(stack) - 1))]
+    first, last = 0, len(stack) - 1
+    for limit in (stack.nearest(np.array(place)) for place in limits):
+        if min(masks) < limit < max(masks):
+            raise PromptError("--until lies between prompted slices; give a point beyond them.")
+        first, last = (limit, last) if limit <= min(masks) else (first, limit)
     bar = Bar("Propagating")
-    found = propagate(session, stack, masks, min(ends), max(ends), bar)
+    found = propagate(session, stack, masks, first, last, bar)
     bar.close()
     mask = voxels_of(found.masks, stack)
     write_segmentation(output, session.volume, [NamedMask(name, SEGMENT_COLOR, mask)])

@@ -1,0 +1,137 @@
+"""segmote auto, propagate, batch and cache on real files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from click.testing import CliRunner
+
+from SegMoTELib.cli import group
+from SegMoTELib.cli.batch import find_cases
+from SegMoTELib.errors import PromptError, SegMoTEError
+from SegMoTELib.interaction.embeddings import SUFFIX
+
+TARGET = "fetal head"
+SHAPE = (8, 48, 56)
+GRID = np.indices(SHAPE)
+TRUTH = sum(((GRID[axis] - center) / radius) ** 2 for axis, (center, radius) in
+            enumerate(((4, 3.2), (24, 13), (26, 12)))) <= 1
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """Function: name -> a NIfTI file with one ellipsoid, 1 x 1 x 2 mm."""
+    def write(name="scan.nii.gz"):
+        noise = np.random.default_rng(0).normal(0, 6, SHAPE)
+        image = sitk.GetImageFromArray((100 + 80 * TRUTH + noise).astype(np.int16))
+        image.SetSpacing((1.0, 1.0, 2.0))
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        sitk.WriteImage(image, str(path))
+        return path
+    return write
+
+
+def run(*arguments):
+    return CliRunner().invoke(group, [str(argument) for argument in arguments], catch_exceptions=True)
+
+
+def segment_of(path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path))) > 0
+
+
+def test_propagate_carries_one_point_through_the_object(scan, tmp_path):
+    out = tmp_path / "out.seg.nrrd"
+    result = run("propagate", scan(), "--point=-26,-24,8", "--box=-13,-10,8,-39,-38,8", "-o", out)
+    assert result.exit_code == 0, result.output
+    found = segment_of(out)
+    assert 2 * (found & TRUTH).sum() / (found.sum() + TRUTH.sum()) > 0.8
+    assert "ml on" in result.output
+    assert "slice" in result.output
+
+
+def test_propagate_stays_within_the_range_and_refuses_one_between_prompts(scan, tmp_path):
+    out = tmp_path / "out.seg.nrrd"
+    result = run("propagate", scan(), "--box=-13,-10,8,-39,-38,8", "--until=-26,-24,6", "--until=-26,-24,10", "-o",
+                 out)
+    assert result.exit_code == 0, result.output
+    assert set(np.flatnonzero(segment_of(out).any(axis=(1, 2)))) <= {3, 4, 5}
+    result = run("propagate", scan(), "--box=-13,-10,4,-39,-38,4", "--box=-13,-10,10,-39,-38,10",
+                 "--until=-26,-24,8", "-o", out)
+    assert isinstance(result.exception, PromptError)
+
+
+def test_propagate_needs_a_prompt(scan, tmp_path):
+    result = run("propagate", scan(), "-o", tmp_path / "out.seg.nrrd")
+    assert isinstance(result.exception, PromptError)
+
+
+def test_auto_writes_a_segment_and_says_what_was_found(scan, tmp_path):
+    out = tmp_path / "out.seg.nrrd"
+    result = run("auto", scan(), "--target", TARGET, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert out.exists()
+    assert f"{TARGET}" in result.output
+    assert "8" in result.output
+
+
+def test_auto_refuses_a_target_that_the_model_lacks(scan, tmp_path):
+    result = run("auto", scan(), "--target", "unicorn", "-o", tmp_path / "out.seg.nrrd")
+    assert isinstance(result.exception, PromptError)
+    assert TARGET in str(result.exception)
+
+
+def test_batch_goes_on_after_a_failure_and_resumes(scan, tmp_path):
+    for name in ("in/a.nii.gz", "in/b.nrrd"):
+        scan(name)
+    (tmp_path / "in" / "broken.nii.gz").write_bytes((tmp_path / "in" / "a.nii.gz").read_bytes()[:500])
+    (tmp_path / "in" / "notes.txt").write_text("not a volume", encoding="utf-8")
+    arguments = ("batch", tmp_path / "in", "--auto", TARGET, "-o", tmp_path / "out")
+    result = run(*arguments)
+    assert "2 segmented, 1 failed" in result.output
+    assert isinstance(result.exception, SegMoTEError)
+    assert "broken" in str(result.exception)
+    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert set(first) == {"a.seg.nrrd", "b.seg.nrrd"}
+    (tmp_path / "out" / "b.seg.nrrd").unlink()
+    (tmp_path / "in" / "broken.nii.gz").unlink()
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 are done already" in result.output
+    assert (tmp_path / "out" / "a.seg.nrrd").stat().st_mtime_ns == first["a.seg.nrrd"]
+    assert (tmp_path / "out" / "b.seg.nrrd").exists()
+
+
+def test_a_cluster_of_two_workers_gives_the_same_as_one_process(scan, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    for name in ("in/a.nii.gz", "in/b.nii.gz"):
+        scan(name)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        result = run("batch", tmp_path / "in", "--auto", TARGET, "-o", tmp_path / "two", "--cluster",
+                     cluster.scheduler_address)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert run("batch", tmp_path / "in", "--auto", TARGET, "-o", tmp_path / "one").exit_code == 0
+    for name in ("a.seg.nrrd", "b.seg.nrrd"):
+        np.testing.assert_array_equal(segment_of(tmp_path / "one" / name), segment_of(tmp_path / "two" / name))
+
+
+def test_two_volumes_of_one_name_are_refused(scan, tmp_path):
+    for name in ("in/a.nii.gz", "in/a.nrrd"):
+        scan(name)
+    with pytest.raises(SegMoTEError, match="two volumes are called a"):
+        find_cases(tmp_path / "in")
+
+
+def test_a_folder_without_volumes_says_what_it_looks_for(tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run("batch", tmp_path / "empty", "--auto", TARGET, "-o", tmp_path / "out")
+    assert isinstance(result.exception, SegMoTEError)
+    assert ".nii.gz" in str(result.exception)
+
+
+def test_the_cache_is_shown_and_cleared(tmp_path):
+    (tmp_path / ("a" * 40 + SUFFIX)).write_bytes(b"x" * 2**20)
+    assert "1 embeddings, 1.0 of at most" in run("cache", "info", "--folder", tmp_path).output
+    assert "1.0 MiB freed" in run("cache", "clear", "--folder", tmp_path).output
+    assert "0 embeddings" in run("cache", "info", "--folder", tmp_path).output

@@ -1,0 +1,61 @@
+"""Stacks of parallel slices, along the grid and oblique."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from SegMoTELib.errors import VolumeError
+from SegMoTELib.imaging.planes import SlicePlane
+from SegMoTELib.imaging.stacks import PlaneStack
+from SegMoTELib.imaging.volume import Volume
+
+BASIS, _ = np.linalg.qr(np.array([[0.9, -0.3, 0.1], [0.3, 0.9, -0.2], [-0.05, 0.2, 0.98]]))
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3], OBLIQUE[:3, 3] = BASIS * (0.8, 0.9, 2.5), (12, -30, 7)
+TILT = np.eye(4)
+TILT[:3, :3] = [[1, 0, 0], [0, np.cos(0.5), -np.sin(0.5)], [0, np.sin(0.5), np.cos(0.5)]]
+
+
+@pytest.fixture(params=["plain", "LPS", "oblique"])
+def volume(request):
+    matrix = {"plain": np.diag([1.0, 1, 3, 1]), "LPS": np.diag([-1.0, -1, 2, 1]), "oblique": OBLIQUE}[request.param]
+    return Volume(np.random.default_rng(0).integers(0, 99, (9, 14, 12)).astype(np.int16), matrix)
+
+
+@pytest.mark.parametrize("orientation", ["axial", "sagittal", "coronal"])
+def test_a_stack_along_the_grid_holds_every_slice_and_the_planes_that_prompts_get(volume, orientation):
+    stack = PlaneStack.along(volume, orientation)
+    assert len(stack) in volume.shape
+    for index, plane in enumerate(stack.planes):
+        center = plane.to_ras((np.array(plane.shape[::-1]) - 1) / 2)
+        assert SlicePlane.through(volume, orientation, center).key() == plane.key()
+        assert stack.nearest(center) == index
+
+
+def test_pixels_of_a_tilted_stack_lie_over_each_other_and_cover_the_volume(volume):
+    stack = PlaneStack.parallel_to(volume, TILT)
+    assert len({plane.shape for plane in stack.planes}) == 1
+    normal = stack.planes[0].normal
+    for before, after in zip(stack.planes, stack.planes[1:], strict=False):
+        step = after.pixel_to_ras[:3, 3] - before.pixel_to_ras[:3, 3]
+        np.testing.assert_allclose(step, (step @ normal) * normal, atol=1e-6)
+        assert abs(step @ normal) == pytest.approx(stack.step)
+    filled = np.zeros(volume.array.shape, int)
+    for plane in stack.planes:
+        patch = plane.insert(np.ones(plane.shape, bool), volume)
+        filled[patch.slices] += patch.array
+    assert filled.max() == 1  # no voxel twice
+    assert (filled[1:-1, 1:-1, 1:-1] == 1).all()  # and no holes
+
+
+def test_a_point_beyond_the_slices_is_refused(volume):
+    with pytest.raises(VolumeError, match="outside"):
+        PlaneStack.along(volume, "axial").nearest(volume.to_ras(np.array([0, 0, 99])))
+
+
+def test_a_single_slice_is_a_stack_of_one():
+    volume = Volume(np.zeros((1, 5, 6), np.uint8), np.eye(4))
+    stack = PlaneStack.along(volume, "axial")
+    assert len(stack) == 1
+    assert stack.nearest([2, 2, 0]) == 0
