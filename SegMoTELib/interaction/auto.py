@@ -20,6 +20,7 @@ SMOOTHING = 1.0  # slices: standard deviation of the smoothing of scores along t
 REACH = 2  # slices that it looks to either side
 SMALLEST_PIECE = 0.05  # of the largest; smaller ones are removed
 ENCODED_TOGETHER = 4  # slices
+LEAST_IOU = 0.4  # as the model estimates it; below, a slice counts as empty
 
 
 @dataclass
@@ -44,13 +45,15 @@ def best_orientation(volume: Volume) -> str:
 
 
 def modality_note(volume: Volume, target: str, offered: tuple) -> str:
-    """A warning where a target was trained on another modality than the volume says it is; "" otherwise."""
+    """What to know about a target's modality: "" only where the volume says that it is of the one it was trained on."""
     trained = next((one.modality for one in offered if one.name == target), "")
     names = {"CT": "CT", "MR": "MR", "US": "ultrasound", "PT": "PET"}
     own = names.get(volume.modality, "")
-    if not own or not trained or trained.split()[0] == own or trained not in {*names.values(), "MR cine"}:
+    if not trained or trained.split()[0] == own:
         return ""
-    return f"{target} was trained on {trained}, this volume is {own}: do not expect much."
+    if not own:
+        return f"It was trained on {trained}: on anything else the result means nothing."
+    return f"It was trained on {trained}, this volume is {own}: the result means nothing."
 
 
 def segment_slices(session: Session, stack: PlaneStack, target: str, first: int, last: int,
@@ -76,7 +79,8 @@ def segment_slices(session: Session, stack: PlaneStack, target: str, first: int,
         if index <= last:
             if (index - first) % ENCODED_TOGETHER == 0:
                 session.encode(stack.planes[index:min(index + ENCODED_TOGETHER, last + 1)])
-            held.append(session.auto_logits(stack.planes[index], target))
+            logits, iou = session.auto_logits(stack.planes[index], target)
+            held.append(logits if iou >= LEAST_IOU else np.full_like(logits, -8))
         else:
             held.append(None)
         middle = index - REACH

@@ -125,10 +125,11 @@ class Session:
             masks, iou, _ = self.predictor.refine(mask)
         return masks[0], float(iou[0])
 
-    def auto_logits(self, plane: SlicePlane, target: str) -> np.ndarray:
-        """Logits (rows, columns) float32 of an auto target on a plane."""
+    def auto_logits(self, plane: SlicePlane, target: str) -> tuple[np.ndarray, float]:
+        """Logits (rows, columns) float32 of an auto target on a plane, and the model's estimate of their IoU."""
         with self._asking(plane, {}):
-            return self.predictor.predict_auto(target, return_logits=True)[0][0]
+            masks, iou, _ = self.predictor.predict_auto(target, return_logits=True)
+        return masks[0], float(iou[0])
 
     @contextmanager
     def _asking(self, plane: SlicePlane, seconds: dict[str, float]):

@@ -125,9 +125,7 @@ class VolumeRuns:
             self.pending = Pending(target, stack, found.masks)
             self._show_all(found.masks)
             count = f"{len(found.masks)} of {found.slices} slices"
-            modality = next((one.modality for one in offered if one.name == name), "") or "other images"
-            text = (f"{name}: found on {count}." if found.masks else
-                    f"{name}: nothing found here. It was trained on {modality}.")
+            text = f"{name}: found on {count}." if found.masks else f"{name}: nothing found here."
             note = modality_note(session.volume, name, offered)
             if preview and found.masks:
                 text += " This is a preview: apply or discard it."

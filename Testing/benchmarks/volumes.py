@@ -39,7 +39,7 @@ from SegMoTELib.interaction.propagation import propagate
 from SegMoTELib.interaction.session import Session
 
 THREE = (0.15, 0.5, 0.85)  # places of the prompted slices within the object
-WANTED, MOST_ROUNDS = 0.85, 8
+WANTED, MOST_ROUNDS = 0.85, 5
 METHODS = ("1 slice, propagated", "3 slices, propagated", "3 slices, fill", "3 slices, grow cut", "box on every slice")
 
 
@@ -179,7 +179,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("root", type=click.Path(exists=True, path_type=Path))
-@click.option("--per-volume", default=3, show_default=True, help="Structures drawn from each volume.")
+@click.option("--per-volume", default=2, show_default=True, help="Structures drawn from each volume.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--model", default="segmote-tiny", show_default=True)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from SegMoTELib.imaging.files import read_volume  # noqa: E402
 from SegMoTELib.imaging.planes import SlicePlane  # noqa: E402
 from SegMoTELib.imaging.volume import Volume  # noqa: E402
 from SegMoTELib.mrml.segments import segment_mask  # noqa: E402
-from SegMoTELib.mrml.volumes import plane_of, view_along, volume_of  # noqa: E402
+from SegMoTELib.mrml.volumes import plane_of, stack_along, view_along, volume_of  # noqa: E402
 from Testing.demo.views import SliceView, ThreeDView  # noqa: E402
 from Testing.slicer_stub.application import volume_node  # noqa: E402
 
@@ -83,22 +84,66 @@ class Demo:
         self.center = self.volume.to_ras(np.array(ndimage.center_of_mass(self.guide))[::-1])
 
     def run(self) -> None:
-        """Segment in three views, then Auto; save everything."""
-        red = SliceView(slicer.util.getNode("Red"))
+        """Segment in three views, propagate, Auto through the volume; save everything."""
+        self.red = SliceView(slicer.util.getNode("Red"))
+        segments = {}
         for name, matrix in views(self.node, self.center).items():
-            segment = self.logic.addSegment(self.segmentation, self.node, f"{name} view")
+            segments[name] = segment = self.logic.addSegment(self.segmentation, self.node, f"{name} view")
             self.prompt(name, matrix, segment)
             target = self.logic.target(self.node, self.segmentation, segment)
             self.logic.showPromptsOf(target, lambda: None)
-            for other in self.segmentation.GetSegmentation().GetSegmentIDs():
-                self.segmentation.GetDisplayNode().SetSegmentVisibility(other, other == segment)
-            red.show(self.node, matrix)
-            red.save(self.folder / f"{name}.png")
+            self.picture(segment, matrix, name)
+        self.propagate(segments["axial"])
         target_name = self.logic.targets()[0][0]
-        print(f"Auto, {target_name}, on the axial slice:")
-        self.logic.autoSegment(self.node, self.segmentation, target_name)
-        self.report_seconds()
+        print(f"Auto, {target_name}, through the volume:")
+        started = time.perf_counter()
+        segment = self.logic.autoSegment(self.node, self.segmentation, target_name, wholeVolume=True)
+        print(f"  {time.perf_counter() - started:.1f} s")
+        self.pictures_of(segment, "auto")
         self.save()
+
+    def propagate(self, segment: str) -> None:
+        """From the axial slice through the volume; then a box on the worst slice, and once more."""
+        stack = stack_along(view_along(self.node, "axial"), self.node)
+        for attempt in ("from one slice", "after a correction"):
+            started = time.perf_counter()
+            self.logic.propagate(self.node, self.segmentation, segment)
+            found = self.found(segment)
+            print(f"propagated {attempt}: {np.count_nonzero(found.any(axis=(1, 2)))} slices in "
+                  f"{time.perf_counter() - started:.1f} s" + ("" if self.truth is None else
+                  f", 3D Dice {2 * (found & self.truth).sum() / (found.sum() + self.truth.sum()):.3f}"))
+            if attempt == "from one slice":
+                self.pictures_of(segment, "propagated")
+                errors = [np.count_nonzero(self.on_plane(found ^ self.guide, plane)) for plane in stack.planes]
+                worst = stack.planes[int(np.argmax(errors))]
+                known = self.on_plane(self.guide, worst)
+                if not known.any():
+                    return
+                x0, y0, x1, y1 = tight_box(known)
+                self.logic.segmentInBox(self.node, self.segmentation, segment,
+                                        worst.to_ras(np.array([[x0, y0], [x1, y1]])))
+        self.pictures_of(segment, "corrected")
+
+    def picture(self, segment: str, matrix: np.ndarray, name: str) -> None:
+        """A slice view with this segment alone."""
+        for other in self.segmentation.GetSegmentation().GetSegmentIDs():
+            self.segmentation.GetDisplayNode().SetSegmentVisibility(other, other == segment)
+        self.red.show(self.node, matrix)
+        self.red.save(self.folder / f"{name}.png")
+
+    def pictures_of(self, segment: str, name: str) -> None:
+        """The segment on slices through its middle, all three planes, and its surface."""
+        found = self.found(segment)
+        if not found.any():
+            return
+        center = self.volume.to_ras(np.array(ndimage.center_of_mass(found))[::-1])
+        for orientation in ("axial", "sagittal", "coronal"):
+            matrix = view_along(self.node, orientation)
+            matrix[:3, 3] = center
+            self.picture(segment, matrix, f"{name}-{orientation}")
+        self.segmentation.RemoveClosedSurfaceRepresentation()
+        self.segmentation.CreateClosedSurfaceRepresentation()
+        ThreeDView().save(self.folder / f"{name}-3d.png")
 
     def prompt(self, name: str, matrix: np.ndarray, segment: str) -> None:
         """A box around the structure, then clicks where the mask is wrong."""

@@ -29,7 +29,7 @@ def answering(predictor, monkeypatch):
         session, stack = Session(predictor, volume, (0.0, 255.0)), PlaneStack.along(volume, "axial")
         by_plane = {plane.key(): plane.extract(Volume(logits.astype(np.float32), volume.ijk_to_ras))
                     for plane in stack.planes}
-        monkeypatch.setattr(session, "auto_logits", lambda plane, target: by_plane[plane.key()])
+        monkeypatch.setattr(session, "auto_logits", lambda plane, target: (by_plane[plane.key()], 0.9))
         return session, stack
     return make
 
@@ -63,6 +63,13 @@ def test_a_range_is_kept_and_checked(answering, predictor):
             segment_slices(session, stack, name, first, last)
 
 
+def test_slices_that_the_model_itself_doubts_are_empty(answering, predictor, monkeypatch):
+    session, stack = answering(np.full((9, 20, 20), 4.0))
+    answer = session.auto_logits
+    monkeypatch.setattr(session, "auto_logits", lambda plane, target: (answer(plane, target)[0], 0.1))
+    assert segment_slices(session, stack, predictor.auto_targets[0].name, 0, 8).masks == {}
+
+
 def test_nothing_found_is_nothing(answering, predictor):
     session, stack = answering(np.full((5, 20, 20), -4.0))
     found = segment_slices(session, stack, predictor.auto_targets[0].name, 0, 4)
@@ -92,7 +99,7 @@ def test_another_modality_than_trained_is_said():
 
     assert "trained on CT, this volume is MR" in modality_note(volume("MR"), "spleen", offered)
     assert modality_note(volume("CT"), "spleen", offered) == ""
-    assert modality_note(volume(""), "spleen", offered) == ""
+    assert "trained on CT" in modality_note(volume(""), "spleen", offered)
     assert modality_note(volume("MR"), "thing", offered) == ""
 
 

@@ -199,7 +199,7 @@ def test_other_content_of_the_segment_stays(segmenter, runs, target, stack):
 def test_auto_waits_for_apply_when_asked_for_a_preview(scene, segmenter, runs, target, stack, predictor, told,
                                                        monkeypatch):
     monkeypatch.setattr("SegMoTELib.interaction.session.Session.auto_logits",
-                        lambda self, plane, name: np.where(stacked(self, plane), 5.0, -5.0).astype(np.float32))
+                        lambda self, plane, name: (np.where(stacked(self, plane), 5.0, -5.0).astype(np.float32), 0.9))
 
     def stacked(session, plane):
         return session.image_on(plane)[..., 0] > 140
