@@ -14,7 +14,8 @@ class SegMoTETest(ScriptedLoadableModuleTest):
         slicer.mrmlScene.Clear()
 
     def runTest(self):
-        for test in (self.test_points_box_undo, self.test_oblique_view, self.test_bad_input, self.test_real_image):
+        for test in (self.test_points_box_undo, self.test_oblique_view, self.test_propagate, self.test_bad_input,
+                     self.test_real_image):
             self.setUp()
             test()
         self.delayDisplay("Test passed")
@@ -67,6 +68,20 @@ class SegMoTETest(ScriptedLoadableModuleTest):
         mask = self.segmentMask(segmentationNode, segmentId, volumeNode)
         self.assertGreater((mask & truth).sum() / mask.sum(), 0.8)
         self.assertGreater(np.count_nonzero(mask.any(axis=(1, 2))), 4)
+        logic.close()
+
+    def test_propagate(self):
+        volumeNode, truth, center = self.makeVolume()
+        logic, segmentationNode, segmentId = self.begin(volumeNode)
+        logic.segmentAtPoints(volumeNode, segmentationNode, segmentId, [center])
+        logic.propagate(volumeNode, segmentationNode, segmentId)
+        mask = self.segmentMask(segmentationNode, segmentId, volumeNode)
+        self.assertGreater(2 * (mask & truth).sum() / (mask.sum() + truth.sum()), 0.8)
+        self.assertTrue(logic.undo())
+        mask = self.segmentMask(segmentationNode, segmentId, volumeNode)
+        self.assertEqual(np.count_nonzero(mask.any(axis=(1, 2))), 1)
+        self.assertGreaterEqual(logic.findEverything(volumeNode), 1)
+        self.assertTrue(logic.pickCandidate(logic.target(volumeNode, segmentationNode, segmentId), center))
         logic.close()
 
     def test_bad_input(self):

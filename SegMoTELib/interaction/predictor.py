@@ -188,10 +188,15 @@ class Predictor:
         """Logits for an object whose mask is nearly known, such as a neighbouring slice's; as ``predict`` returns them.
 
         Args:
-            mask: (H, W) bool, not empty; it and its box are the prompts.
+            mask: (H, W) bool, not empty; it and its box are the prompts. Thin ones are not looked at in parts: that
+                would cost dozens of encodings for every slice.
         """
-        return self.predict(box=mask_extent(mask), mask_input=self.mask_input(mask), multimask_output=False,
-                            return_logits=True)
+        prompts = self._checked_prompts(None, None, mask_extent(mask), self.mask_input(mask))
+        settings = {"adapters": self.model.adapters_trained, "multimask": False}
+        view = self._view_of(self.encoded, prompts) if self.focus else None
+        if view is not None:
+            return self._look_closer(self.encoded, view, prompts, settings)
+        return self._decode(self.encoded.embedding, self.encoded.transform, prompts, settings)
 
     def mask_input(self, mask: np.ndarray) -> np.ndarray:
         """Low-resolution logits (1, h, w) of a (H, W) bool mask of the current image, soft at the outline."""
