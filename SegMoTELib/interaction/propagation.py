@@ -19,6 +19,7 @@ SMALLEST = 4  # pixels
 MOST_GROWTH = 1.8  # in area, from one slice to the next
 LEAST_LIKENESS = 0.25
 LEAST_AGREEMENT, LEAST_IOU = 0.1, 0.5
+DOUBTFUL = 0.7  # confidence below which the user is asked to look
 
 Watcher = Callable[[float, int, Crop], bool]
 
@@ -43,6 +44,9 @@ class Propagated:
         """A sentence for a status line."""
         reasons = [f"{'first' if sign < 0 else 'last'} slice {index + 1}: {reason}"
                    for sign, (index, reason) in sorted(self.ends.items())]
+        doubtful = min(self.confidence, key=self.confidence.get, default=None)
+        if doubtful is not None and self.confidence[doubtful] < DOUBTFUL:
+            reasons.append(f"look at slice {doubtful + 1}, the least sure")
         return f"{len(self.masks)} slices" + (f" ({'; '.join(reasons)})" if reasons else "") + "."
 
 
@@ -85,7 +89,8 @@ class _Propagation:
         self.changed = changed
         self.found = Propagated(masks=dict(seeds))
         self.tissue = {index: Tissue.around(mask.full(), self._image(index)) for index, mask in seeds.items()}
-        self.steps = 0
+        self.steps = 0.0
+        self._nothing = Crop.of(np.zeros(stack.planes[0].shape, bool))
 
     def run(self) -> Propagated:
         """Regions one after the other: below the first seed, above the last, and between each two."""
@@ -116,7 +121,7 @@ class _Propagation:
             reason = why_it_ends(evidence, new.area)
             if reason:
                 self.found.ends[sign] = (index - sign, reason)
-                self._progressed(len(range(index, limit + sign, sign)), index, Crop.of(np.zeros(mask.shape, bool)))
+                self._progressed(len(range(index, limit + sign, sign)), index, self._nothing)
                 return
             self._add(index, new, evidence)
             if self._as_before(index, new):
@@ -141,7 +146,7 @@ class _Propagation:
             share = (index - a) / (b - a)
             drawn = (1 - share) * shape[0] + share * shape[1]
             score = (1 - share) * up[index][0] + share * down[index][0] + np.clip(drawn, -SURE, SURE)
-            self._add(index, Crop.of(score > 0), up[index][1] if share < 0.5 else down[index][1])
+            self._add(index, Crop.of(score > 0), up[index][1] if share < 0.5 else down[index][1], steps=0)
 
     def _mend(self, start: int, stop: int) -> None:
         """From a corrected seed towards another; what was there before stands for the other one's opinion."""
@@ -166,7 +171,7 @@ class _Propagation:
             found[index] = self._whole(score, window).astype(np.float16), evidence
             new = self._crop(score > 0, window)
             mask = new if new.area else mask  # an object seen on both sides does not end in between
-            self._progressed(0.5, index, mask)
+            self._progressed(0.5, index, self._nothing)
         return found
 
     def _as_before(self, index: int, new: Crop) -> bool:
@@ -182,12 +187,12 @@ class _Propagation:
                 if index in self.known.confidence:
                     self.found.confidence[index] = self.known.confidence[index]
         if len(indices):
-            self._progressed(len(indices), indices[-1], Crop.of(np.zeros(self.stack.planes[0].shape, bool)))
+            self._progressed(len(indices), indices[-1], self._nothing)
 
-    def _add(self, index: int, mask: Crop, evidence: Evidence) -> None:
+    def _add(self, index: int, mask: Crop, evidence: Evidence, steps: float = 1) -> None:
         self.found.masks[index] = mask
         self.found.confidence[index] = float(np.clip((evidence.agreement + min(1.0, evidence.likeness)) / 2, 0, 1))
-        self._progressed(1, index, mask)
+        self._progressed(steps, index, mask)
 
     def _progressed(self, steps: float, index: int, mask: Crop) -> None:
         self.steps += steps

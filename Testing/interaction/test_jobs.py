@@ -148,3 +148,81 @@ def test_stopping_ends_the_thread_and_refuses_more(jobs):
 def test_waiting_for_work_that_never_ends_gives_up(jobs, gate):
     with pytest.raises(TimeoutError):
         jobs.finish(0.1)
+
+
+def test_a_click_is_answered_while_long_work_is_in_the_middle_of_a_step(jobs, results):
+    inside, leave = threading.Event(), threading.Event()
+
+    def long(job):
+        inside.set()
+        leave.wait(5)
+        return "long"
+
+    jobs.submit("long", long, results.append, results.append, urgent=False)
+    assert inside.wait(5)
+    jobs.submit("click", lambda job: "click", results.append, results.append)
+    while not results:
+        jobs.deliver(0.05)
+    assert results == ["click"]
+    leave.set()
+    jobs.finish()
+    assert results == ["click", "long"]
+
+
+def test_long_work_waits_between_its_steps_while_a_click_is_answered(jobs, results):
+    order, clicking, leave = [], threading.Event(), threading.Event()
+
+    def long(job):
+        for number in range(3):
+            order.append(number)
+            if number == 0:
+                assert clicking.wait(5)
+            if not job.step((number + 1) / 3, number):
+                return None
+        return "long"
+
+    def click(job):
+        clicking.set()
+        leave.wait(0.2)
+        order.append("click")
+
+    jobs.submit("long", long, results.append, results.append, urgent=False, shown=results.append)
+    jobs.submit("click", click, lambda _: None, results.append)
+    jobs.finish()
+    assert order == [0, "click", 1, 2]
+    assert results == [0, 1, 2, "long"]
+
+
+def test_a_cancelled_job_ends_at_its_next_step_and_the_panel_is_free_at_once(jobs, results):
+    started, ended = threading.Event(), threading.Event()
+
+    def long(job):
+        started.set()
+        while job.step(0.5, "part"):
+            time.sleep(0.001)
+        ended.set()
+
+    jobs.submit("long", long, results.append, results.append, urgent=False, shown=results.append)
+    assert started.wait(5)
+    jobs.cancel("long")
+    assert not jobs.busy() or jobs.deliver() == 0
+    assert ended.wait(5)
+    jobs.deliver()
+    assert results == []
+
+
+def test_the_time_left_follows_from_the_progress(jobs, results):
+    gate, running = threading.Event(), []
+
+    def long(job):
+        job.started -= 3.0  # as if it had run for three seconds
+        job.step(0.75)
+        running.append(job)
+        gate.wait(5)
+
+    jobs.submit("long", long, results.append, results.append, urgent=False, progress=0.0)
+    while not running:
+        time.sleep(0.001)
+    assert running[0].remaining == pytest.approx(1.0, abs=0.2)
+    gate.set()
+    jobs.finish()
