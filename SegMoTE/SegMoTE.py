@@ -104,6 +104,7 @@ class SegMoTEWidget(VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMix
             box.connect("activated(int)", self.guarded(lambda index: self.onModelChosen(ui.modelComboBox.currentIndex)))
         ui.mappingComboBox.connect("currentIndexChanged(int)", self.onAdvancedChanged)
         ui.smoothingSpinBox.connect("valueChanged(double)", self.onAdvancedChanged)
+        ui.keepEmbeddingsCheckBox.connect("toggled(bool)", self.logic.keepEmbeddings)
 
     def tools(self):
         return ((self.ui.addPointButton, "positive"), (self.ui.excludePointButton, "negative"),

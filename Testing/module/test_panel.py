@@ -408,3 +408,13 @@ def test_the_users_own_nodes_stay_as_they_are(ready, scene):
     assert all(node.GetScene() is scene for node in users)
     assert users[0].GetNumberOfControlPoints() == 1
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(ready.ui.volumeSelector.currentNode()), before)
+
+
+def test_embeddings_are_kept_on_disk_when_asked_for(ready, monkeypatch, tmp_path):
+    monkeypatch.setattr("SegMoTELib.interaction.embeddings.default_folder", lambda: tmp_path)
+    ready.ui.keepEmbeddingsCheckBox.setChecked(True)
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    assert list(tmp_path.glob("*.embedding"))
+    ready.ui.keepEmbeddingsCheckBox.setChecked(False)
+    assert ready.logic._segmenter.predictor.cache.disk is None
