@@ -41,34 +41,38 @@ def main() -> None:
     for name in ("Yellow", "Green"):
         slicer.util.getNode(name).JumpSliceByOffsetting(60, 60, 60)
     views_of = views(node, center)
-    pictures = []
-    view = SliceView(red, (560, 470))
+
+    def wait() -> None:
+        while panel.logic.busy() or panel.timer.active:
+            QtTest.QTest.qWait(10)
+
+    view = SliceView(red, (560, 500))
     folder = Path(tempfile.mkdtemp())
     panel.ui.addPointButton.click()
-    for name, offsets in (("axial", [(0, 5, 0), (30, 20, 0), (-30, 20, 0), (25, -45, 0), (-25, -45, 0)]),
-                          ("oblique", [(0, 0, 20), (30, 0, 0), (-30, 0, 0)])):
-        matrix = views_of[name]
-        view.show(node, matrix)
-        for right, up, normal in offsets:
-            world = matrix[:3, 3] + matrix[:3, :3] @ ((right, up, 0) if name == "axial" else (right, normal, 0))
-            active = slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID()
-            slicer.mrmlScene.GetNodeByID(active).AddControlPoint(world.tolist())
-            while panel.logic.busy() or panel.timer.active:
-                QtTest.QTest.qWait(10)
-        view.save(folder / f"{name}.png")
-        pictures.append(QtGui.QImage(str(folder / f"{name}.png")))
+    matrix = views_of["axial"]
+    view.show(node, matrix)
+    for right, up in ((0, 5), (30, 20), (-30, 20), (25, -45), (-25, -45)):
+        active = slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID()
+        world = matrix[:3, 3] + matrix[:3, :3] @ (right, up, 0)
+        slicer.mrmlScene.GetNodeByID(active).AddControlPoint(world.tolist())
+        wait()
+    view.save(folder / "clicks.png")
+    panel.ui.bothWaysButton.click()
+    wait()
+    view.show(node, views_of["sagittal"])
+    view.save(folder / "propagated.png")
+    pictures = [QtGui.QImage(str(folder / name)) for name in ("clicks.png", "propagated.png")]
     window = panel.parent.real
-    panel.ui.statusLabel.setText("Ready.")
-    window.resize(440, 940)
+    window.resize(440, 1000)
     window.show()
     QtTest.QTest.qWait(50)
     grabbed = window.grab().toImage()
-    canvas = QtGui.QImage(440 + 560, 940, QtGui.QImage.Format.Format_RGB32)
+    canvas = QtGui.QImage(440 + 560, 1000, QtGui.QImage.Format.Format_RGB32)
     canvas.fill(QtGui.QColor("black"))
     painter = QtGui.QPainter(canvas)
     painter.drawImage(0, 0, grabbed)
     for row, picture in enumerate(pictures):
-        painter.drawImage(440, 470 * row, picture)
+        painter.drawImage(440, 500 * row, picture)
     painter.end()
     output = ROOT / "Resources" / "Screenshots" / "panel.png"
     output.parent.mkdir(parents=True, exist_ok=True)
