@@ -25,10 +25,10 @@ RESULT = ".seg.nrrd"
               help="Processes; with several GPUs, each takes the next one.")
 @click.option("--cluster", metavar="ADDRESS", help="Run on a Dask cluster instead, e.g. tcp://node1:8786 "
               "(pip install segmote[cluster]); its workers must see FOLDER and OUTPUT under the same paths.")
-@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-              help="Where the segmentations go, one for each volume.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Where the segmentations go, one for each volume; default: \"segmentations\" in FOLDER.")
 def command(folder: Path, target: str, orientation: str | None, intensity: str, model: str, device: str,
-            keep_embeddings: bool, workers: int, cluster: str | None, output: Path) -> None:
+            keep_embeddings: bool, workers: int, cluster: str | None, output: Path | None) -> None:
     """Find TARGET in every volume of FOLDER: image files, and sub-folders with one DICOM series each.
 
     Volumes whose segmentation is in OUTPUT already are left alone: after an interruption, run the same command again.
@@ -36,10 +36,10 @@ def command(folder: Path, target: str, orientation: str | None, intensity: str, 
     """
     from tqdm import tqdm
 
-    cases = find_cases(folder)
+    output = (output or folder / "segmentations").absolute()
+    cases = find_cases(folder, output)
     if not cases:
         raise SegMoTEError(f"{folder}: no volumes here ({', '.join(ENDINGS)}, or folders of DICOM files).")
-    output = output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     todo = {name: path for name, path in cases.items() if not (output / (name + RESULT)).exists()}
     if len(todo) < len(cases):
@@ -60,10 +60,12 @@ def command(folder: Path, target: str, orientation: str | None, intensity: str, 
         raise SegMoTEError("not all volumes could be segmented: " + ", ".join(sorted(failed)) + ".")
 
 
-def find_cases(folder: Path) -> dict[str, Path]:
-    """Name -> volume file or DICOM folder, in a folder; segmentations are no volumes."""
+def find_cases(folder: Path, output: Path) -> dict[str, Path]:
+    """Name -> volume file or DICOM folder, in a folder; segmentations and the output folder are no volumes."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
+        if path.absolute() == output:
+            continue
         if path.is_dir() and any(child.is_file() for child in path.iterdir()):
             found[path.name] = path
         elif path.name.lower().endswith(ENDINGS) and not path.name.lower().endswith(RESULT):

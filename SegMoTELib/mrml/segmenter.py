@@ -192,9 +192,11 @@ class SceneSegmenter:
     def mask_on(self, target: Target, plane: SlicePlane) -> np.ndarray:
         """(rows, columns) bool: the segment as it is on a plane, painted voxels included."""
         volume = volume_of(target.volume)
-        extent = tuple(value for size in volume.shape for value in (0, size - 1))
+        extent = plane.insert(np.ones(plane.shape, bool), volume, solid=True).extent
+        matrix = volume.ijk_to_ras.copy()
+        matrix[:3, 3] = volume.to_ras(np.array(extent[::2]))
         held = segment_mask(target.segmentation, target.segment_id, target.volume, extent)
-        return plane.extract(Volume(held, volume.ijk_to_ras)) > 0.5
+        return plane.extract(Volume(held, matrix)) > 0.5
 
     def _standing(self, target: Target, answers: dict[tuple, Answer], plane: SlicePlane) -> np.ndarray | None:
         """What a first prompt on a plane corrects: the mask that an earlier run put there."""

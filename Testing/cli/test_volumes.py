@@ -87,20 +87,20 @@ def test_batch_goes_on_after_a_failure_and_resumes(scan, tmp_path):
         scan(name)
     (tmp_path / "in" / "broken.nii.gz").write_bytes((tmp_path / "in" / "a.nii.gz").read_bytes()[:500])
     (tmp_path / "in" / "notes.txt").write_text("not a volume", encoding="utf-8")
-    arguments = ("batch", tmp_path / "in", "--auto", TARGET, "-o", tmp_path / "out")
+    arguments = ("batch", tmp_path / "in", "--auto", TARGET)
     result = run(*arguments)
     assert "2 segmented, 1 failed" in result.output
     assert isinstance(result.exception, SegMoTEError)
     assert "broken" in str(result.exception)
-    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "in" / "segmentations").iterdir()}
     assert set(first) == {"a.seg.nrrd", "b.seg.nrrd"}
-    (tmp_path / "out" / "b.seg.nrrd").unlink()
+    (tmp_path / "in" / "segmentations" / "b.seg.nrrd").unlink()
     (tmp_path / "in" / "broken.nii.gz").unlink()
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     assert "1 of 2 are done already" in result.output
-    assert (tmp_path / "out" / "a.seg.nrrd").stat().st_mtime_ns == first["a.seg.nrrd"]
-    assert (tmp_path / "out" / "b.seg.nrrd").exists()
+    assert (tmp_path / "in" / "segmentations" / "a.seg.nrrd").stat().st_mtime_ns == first["a.seg.nrrd"]
+    assert (tmp_path / "in" / "segmentations" / "b.seg.nrrd").exists()
 
 
 def test_a_cluster_of_two_workers_gives_the_same_as_one_process(scan, tmp_path):
@@ -120,12 +120,12 @@ def test_two_volumes_of_one_name_are_refused(scan, tmp_path):
     for name in ("in/a.nii.gz", "in/a.nrrd"):
         scan(name)
     with pytest.raises(SegMoTEError, match="two volumes are called a"):
-        find_cases(tmp_path / "in")
+        find_cases(tmp_path / "in", tmp_path)
 
 
 def test_a_folder_without_volumes_says_what_it_looks_for(tmp_path):
     (tmp_path / "empty").mkdir()
-    result = run("batch", tmp_path / "empty", "--auto", TARGET, "-o", tmp_path / "out")
+    result = run("batch", tmp_path / "empty", "--auto", TARGET, "-o", tmp_path / "in" / "segmentations")
     assert isinstance(result.exception, SegMoTEError)
     assert ".nii.gz" in str(result.exception)
 

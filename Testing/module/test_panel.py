@@ -232,9 +232,8 @@ def test_auto_over_the_whole_volume_shows_progress_and_can_be_cancelled(ready):
     ready.ui.autoButton.click()
     until(lambda: "s left" in status(ready))
     assert ready.ui.cancelButton.enabled
-    started = time.monotonic()
     ready.ui.cancelButton.click()
-    assert time.monotonic() - started < 0.5
+    assert not ready.logic.busy()  # at once, whatever the thread still computes
     assert status(ready).startswith(("Stopped", "Cancelled"))
     wait(ready)
     assert not mask(ready).any()
