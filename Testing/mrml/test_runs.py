@@ -260,3 +260,27 @@ def test_deleting_the_segment_or_closing_the_scene_mid_run_is_harmless(scene, se
     segmenter.scene_closing()
     scene.Clear(True)
     segmenter.jobs.finish()
+
+
+def test_an_oblique_prompt_is_propagated_without_holes_under_a_transform(scene, segmenter, runs, target):
+    transform = scene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    shift = np.eye(4)
+    shift[:3, 3] = 11, -7, 5
+    transform.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(shift))
+    for node in (target.volume, target.segmentation):
+        node.SetAndObserveTransformNodeID(transform.GetID())
+    view = view_along(target.volume, "axial")
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(0.4), -np.sin(0.4)], [np.sin(0.4), np.cos(0.4)]]
+    view = view @ turn
+    view[:3, 3] = world(28, 30, 10) + shift[:3, 3]
+    segmenter.prompts(target.segmentation, target.segment_id).add_point(target.volume, view[:3, 3], True, view)
+    segmenter.update(target)
+    segmenter.jobs.finish()
+    stack = stack_along(view, target.volume)
+    runs.propagate(target, stack, 0, len(stack) - 1)
+    segmenter.jobs.finish()
+    assert dice(mask(target), TRUTH) > 0.75
+    core = sum(((GRID[axis] - center) / radius) ** 2 for axis, (center, radius) in
+               enumerate(((10, 3), (30, 6), (28, 5)))) <= 1
+    assert mask(target)[core].all()
