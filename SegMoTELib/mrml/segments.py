@@ -149,6 +149,8 @@ class SegmentWriter:
         """Take over the masking that the user set in the Segment Editor; without any, neighbours stay whole."""
         users = self.scene.GetSingletonNode("SegmentEditor", EDITOR)
         self.node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
+        self.node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere)
+        self.node.SetSourceVolumeIntensityMask(False)
         if users is not None:
             self.node.SetOverwriteMode(users.GetOverwriteMode())
             self.node.SetMaskMode(users.GetMaskMode())

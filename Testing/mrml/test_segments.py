@@ -204,3 +204,21 @@ def _matrix(volume):
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
     return matrix
+
+
+def test_masking_ends_with_the_users_segment_editor_node(scene, volume, segmentation):
+    prepare_segmentation(segmentation, volume)
+    segment_id = segmentation.GetSegmentation().AddEmptySegment("", "one")
+    users = slicer.vtkMRMLSegmentEditorNode()
+    users.SetSingletonTag("SegmentEditor")
+    users = scene.AddNode(users)
+    users.SetSourceVolumeIntensityMask(True)
+    users.SetSourceVolumeIntensityMaskRange(1e5, 2e5)  # nothing may be edited
+    everything = np.ones((12, 24, 20), bool)
+    change = [Change(MaskPatch((0, 19, 0, 23, 0, 11), everything, everything))]
+    writer = SegmentWriter(scene)
+    writer.write(segmentation, segment_id, volume, change)
+    assert not segment_mask(segmentation, segment_id, volume, (0, 19, 0, 23, 0, 11)).any()
+    scene.RemoveNode(users)
+    writer.write(segmentation, segment_id, volume, change)
+    assert segment_mask(segmentation, segment_id, volume, (0, 19, 0, 23, 0, 11)).all()
