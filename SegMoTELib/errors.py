@@ -23,3 +23,11 @@ class PromptError(SegMoTEError):
 
 class SegmentError(SegMoTEError):
     """A segment that cannot be written to."""
+
+
+class ModelError(SegMoTEError):
+    """A model that the catalogue lacks, or whose weights cannot be fetched, verified or removed."""
+
+
+class CancelledError(SegMoTEError):
+    """Long work that the user stopped."""

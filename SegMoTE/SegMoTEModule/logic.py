@@ -320,7 +320,7 @@ class SegMoTELogic(VolumeLogic, ScriptedLoadableModuleLogic):
         """Install PyTorch through its extension and the rest with pip, after asking once; nothing if all is there."""
         from SegMoTELib.errors import SegMoTEError
 
-        missing = [name for name in ("torch", "safetensors", "segment_anything", "psutil", "platformdirs") if find_spec(name) is None]
+        missing = [name for name in ("torch", "safetensors", "segment_anything", "psutil", "platformdirs", "pooch", "filelock") if find_spec(name) is None]
         if not missing:
             return
         if not slicer.util.confirmOkCancelDisplay(

@@ -11,7 +11,7 @@ from SegMoTELib import __version__
 from SegMoTELib.errors import SegMoTEError
 
 # name -> module of this package that defines a click command called ``command``; --help shows them in this order.
-COMMANDS = ("segment", "propagate", "auto", "batch", "cache", "info", "curate", "train", "evaluate", "bench")
+COMMANDS = ("segment", "propagate", "auto", "batch", "models", "cache", "info", "curate", "train", "evaluate", "bench")
 
 
 class LazyGroup(click.Group):

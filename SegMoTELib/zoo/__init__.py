@@ -1,4 +1,4 @@
-"""Where weights come from: the model bundled with the extension, or a file of the user's."""
+"""Where weights come from: bundled with the extension, downloaded on request, or a file of the user's."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from SegMoTELib.errors import CheckpointError
+from SegMoTELib.zoo.store import held
 
-MODELS_FOLDER = Path(__file__).resolve().parents[2] / "Resources" / "Models"
 BUNDLED = ("segmote-tiny",)
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
 
 
 def resolve_model(name_or_path: str | Path) -> Path:
-    """Return the weights file of a bundled model's name, or of a path.
+    """Return the weights file of a model's name, or of a path. Nothing is downloaded.
 
     Args:
-        name_or_path: one of ``BUNDLED``, or a path of a weights file.
+        name_or_path: a name of ``held()`` (bundled, downloaded or the user's own), or a path of a weights file.
 
     Raises:
-        CheckpointError: no such file.
+        CheckpointError: no such file, or a model that has not been fetched yet.
     """
-    name = str(name_or_path)
-    if name in BUNDLED:
-        path = MODELS_FOLDER / f"{name}.safetensors"
-        if not path.is_file():
-            raise CheckpointError(f"{name}: its weights are not at {path}; is the installation complete?")
-        return path
+    model = next((one for one in held() if one.name == str(name_or_path)), None)
+    if model is not None:
+        if model.path.is_file():
+            return model.path
+        if model.name in BUNDLED:
+            raise CheckpointError(f"{model.name}: its weights are not at {model.path}; is the installation complete?")
+        raise CheckpointError(f"{model.name}: its weights are {model.state}; fetch them with: "
+                              f"segmote models fetch {model.name}")
     path = Path(name_or_path).expanduser()
     if not path.is_file():
-        raise CheckpointError(f"{name}: neither a bundled model ({', '.join(BUNDLED)}) nor an existing weights file.")
+        raise CheckpointError(f"{name_or_path}: neither a model ({', '.join(one.name for one in held())}) nor an "
+                              "existing weights file.")
     return path
 
 

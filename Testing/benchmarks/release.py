@@ -17,7 +17,7 @@ import click
 import torch
 
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
-from SegMoTELib.zoo import MODELS_FOLDER
+from SegMoTELib.zoo.catalogue import MODELS_FOLDER
 
 WEIGHTS, CARD = MODELS_FOLDER / "segmote-tiny.safetensors", MODELS_FOLDER / "segmote-tiny.md"
 TEXT = Path(__file__).with_name("segmote-tiny-card.md")

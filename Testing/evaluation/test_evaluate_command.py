@@ -53,7 +53,7 @@ def test_a_model_that_does_not_exist_is_named():
 
 
 def test_models_are_found_by_name_and_by_path(tmp_path, monkeypatch):
-    monkeypatch.setattr("SegMoTELib.zoo.MODELS_FOLDER", tmp_path)
+    monkeypatch.setattr("SegMoTELib.zoo.store.MODELS_FOLDER", tmp_path)
     with pytest.raises(CheckpointError, match="is the installation complete"):
         resolve_model("segmote-tiny")
     path = tmp_path / "segmote-tiny.safetensors"

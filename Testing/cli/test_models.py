@@ -1,0 +1,50 @@
+"""``segmote models`` from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from SegMoTELib.cli import group
+from SegMoTELib.errors import CheckpointError, ModelError
+from SegMoTELib.zoo import resolve_model
+
+
+@pytest.fixture
+def segmote(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGMOTE_MODEL_DIR", str(tmp_path / "models"))
+
+    def run(*arguments):
+        return CliRunner().invoke(group, ["models", *map(str, arguments)], catch_exceptions=False).stdout
+
+    return run
+
+
+def test_the_list_is_readable_by_people_and_by_scripts(segmote):
+    assert "segmote-tiny        bundled" in segmote("list")
+    rows = {row["name"]: row for row in json.loads(segmote("list", "--json"))}
+    assert rows["sam-vit-b"]["state"] == "not downloaded"
+    assert rows["sam-vit-b"]["licence"] == "Apache-2.0"
+
+
+def test_a_model_is_added_verified_used_by_name_and_removed(segmote, tmp_path):
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(resolve_model("segmote-tiny").read_bytes())
+    assert "--model kidney" in segmote("add", mine, "--name", "kidney")
+    assert "kidney: sha256 as when it came" in segmote("verify")
+    assert resolve_model("kidney").is_file()
+    assert "15.6 MB freed" in segmote("remove", "kidney")
+
+
+def test_a_file_that_is_no_model_is_not_added(segmote, tmp_path):
+    (tmp_path / "page.pth").write_text("<html>")
+    with pytest.raises(CheckpointError):
+        segmote("add", tmp_path / "page.pth")
+    assert "page" not in segmote("list")
+
+
+def test_a_licence_must_be_accepted_before_anything_is_fetched(segmote):
+    with pytest.raises(ModelError, match="--accept-licence"):
+        segmote("fetch", "segmote-published")
