@@ -20,12 +20,11 @@ from slicer.util import VTKObservationMixin
 if (Path(__file__).parents[1] / "SegMoTELib").is_dir():  # the source tree; installed, SegMoTELib lies beside this file
     sys.path.append(str(Path(__file__).parents[1]))
 
-from SegMoTEModule.logic import BUNDLED_MODEL, SegMoTELogic
+from SegMoTEModule.logic import SegMoTELogic
+from SegMoTEModule.modelpanel import ModelPanel
 from SegMoTEModule.selftest import SegMoTETest  # noqa: F401 - Slicer looks for it here
 from SegMoTEModule.volumepanel import VolumePanel
 
-DEVICES = ("auto", "cuda", "mps", "cpu")
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 TIMER_MS = 15  # how often finished jobs are looked for while some run
 WORKER_SECONDS = 0.01  # of every look that the job thread has the interpreter to itself
 HOVER_MS = 200  # how long the cursor rests before the slice under it is prepared
@@ -48,7 +47,7 @@ class SegMoTE(ScriptedLoadableModule):
             "on segment-anything (Apache-2.0).")
 
 
-class SegMoTEWidget(VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMixin):
+class SegMoTEWidget(ModelPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMixin):
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
@@ -99,9 +98,7 @@ class SegMoTEWidget(VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMix
         self.connectVolumeWidgets()
         ui.cancelButton.connect("clicked()", self.onCancel)
         ui.targetComboBox.connect("currentIndexChanged(int)", lambda index: self.updateControls())
-        ui.modelComboBox.connect("activated(int)", self.guarded(self.onModelChosen))
-        for box in (ui.deviceComboBox, ui.precisionComboBox):
-            box.connect("activated(int)", self.guarded(lambda index: self.onModelChosen(ui.modelComboBox.currentIndex)))
+        self.connectModelWidgets()
         ui.mappingComboBox.connect("currentIndexChanged(int)", self.onAdvancedChanged)
         ui.smoothingSpinBox.connect("valueChanged(double)", self.onAdvancedChanged)
         ui.keepEmbeddingsCheckBox.connect("toggled(bool)", self.logic.keepEmbeddings)
@@ -332,38 +329,7 @@ class SegMoTEWidget(VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMix
                         if self.logic.hasPending() else _("Cancelled; the scene is as it was."), False)
         self.updateControls()
 
-    # --- model and settings ----------------------------------------------------------------------------------------
-
-    def fillModels(self):
-        self.ui.modelComboBox.clear()
-        self.ui.modelComboBox.addItem(_("{name} (bundled)").format(name=BUNDLED_MODEL))
-        self.ui.modelComboBox.addItem(_("A file of mine..."))
-        self.showModel()
-
-    def showModel(self):
-        card = self.logic.card()
-        self.ui.licenceLabel.setText(card.licence or _("The file does not say; ask where you got it."))
-        self.ui.targetComboBox.clear()
-        for name, modality in card.targets:
-            self.ui.targetComboBox.addItem(f"{name} ({modality})" if modality else name)
-        self.ui.modelStateLabel.setText(_("{name}, not loaded: it is loaded with the first prompt.").format(
-            name=self.logic.modelName))
-        self.updateControls()
-
-    def onModelChosen(self, index):
-        path = BUNDLED_MODEL
-        if index == 1:
-            path = qt.QFileDialog.getOpenFileName(None, _("Weights"), "", _("Weights (*.safetensors *.pth *.pt)"))
-            if not path:
-                self.ui.modelComboBox.setCurrentIndex(0 if self.logic.modelName == BUNDLED_MODEL else 1)
-                return
-        try:
-            self.logic.setModel(path, DEVICES[self.ui.deviceComboBox.currentIndex],
-                                PRECISIONS[self.ui.precisionComboBox.currentIndex])
-        except Exception:
-            self.ui.modelComboBox.setCurrentIndex(0 if self.logic.modelName == BUNDLED_MODEL else 1)
-            raise
-        self.showModel()
+    # --- settings --------------------------------------------------------------------------------------------------
 
     def onAdvancedChanged(self, *unused):
         from SegMoTELib.imaging.intensity import MAPPINGS
@@ -390,10 +356,12 @@ class SegMoTEWidget(VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMix
             self.ui.statusLabel.setText(label)
         self.ui.progressBar.setMaximum(0 if label and progress is None else 100)
         self.ui.progressBar.setValue(round(100 * (progress or 0)))
+        self.showDownload()
         if not self.logic.busy():
-            self.timer.stop()
+            if not self.logic.downloading():
+                self.timer.stop()
             self.ui.statusLabel.setText(self.message or _("Ready."))
-            if self.logic.modelState:
+            if self.logic.modelState and not self.logic.downloading():
                 self.ui.modelStateLabel.setText(self.logic.modelState)
             self.ui.expertLabel.setText(self.logic.expertSummary)
             self.updateControls()
@@ -442,11 +410,11 @@ class SegMoTEWidget(VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMix
                 ((ui.autoButton, ui.targetComboBox, ui.scopeComboBox), noTarget), ((ui.cancelButton,), idle),
                 ((ui.towardsFirstButton, ui.bothWaysButton, ui.towardsLastButton), noPrompts),
                 ((ui.everythingButton, ui.rangeWidget), noVolume), ((ui.pickButton,), noCandidates),
-                ((ui.applyButton,), notPending), ((ui.discardButton,), noRemains)):
+                ((ui.applyButton,), notPending), ((ui.discardButton,), noRemains), *self.modelControls()):
             for widget in widgets:
                 tip = widget.property("SegMoTE.help") or widget.toolTip
                 widget.setProperty("SegMoTE.help", tip)
                 widget.setEnabled(reason is None)
                 widget.setToolTip(tip if reason is None else f"{reason} {tip}")
-        if noVolume and not self.logic.busy():
+        if noVolume and not self.logic.busy() and not self.message.startswith("⚠"):
             self.showStatus(noVolume, False)

@@ -10,12 +10,11 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
+from SegMoTEModule.modellogic import ModelLogic
 from SegMoTEModule.volumelogic import VolumeLogic
 
-BUNDLED_MODEL = "segmote-tiny"
 
-
-class SegMoTELogic(VolumeLogic, ScriptedLoadableModuleLogic):
+class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
     """Interactive segmentation without the panel.
 
     Positions are world RAS millimetres. A view is "axial", "sagittal" or "coronal" (of the volume's own grid), a slice
@@ -33,7 +32,6 @@ class SegMoTELogic(VolumeLogic, ScriptedLoadableModuleLogic):
 
     def __init__(self):
         ScriptedLoadableModuleLogic.__init__(self)
-        self.modelName, self.device, self.precision = BUNDLED_MODEL, "auto", "auto"
         self.mapping, self.smoothing = "window", 0.0
         self._embeddingsOnDisk = False
         self.onStatus = lambda text, isError: None
@@ -84,22 +82,6 @@ class SegMoTELogic(VolumeLogic, ScriptedLoadableModuleLogic):
     def redo(self):
         """Repeat what was taken back; False where there is nothing."""
         return self._segmenter is not None and self._segmenter.redo()
-
-    def targets(self):
-        """(name, modality) of what ``autoSegment`` finds with the chosen weights."""
-        return self.card().targets
-
-    def setModel(self, nameOrPath=BUNDLED_MODEL, device="auto", precision="auto"):
-        """Choose weights ("segmote-tiny" or a file), device and precision; loaded with the next prompt."""
-        from SegMoTELib.zoo import read_card, resolve_model
-
-        read_card(resolve_model(nameOrPath))
-        self.modelName, self.device, self.precision = str(nameOrPath), device, precision
-        if self._segmenter is not None:
-            self.discardRun()
-            self._segmenter.reset()
-            self._segmenter.predictor = None
-        self._waiting = []
 
     def keepEmbeddings(self, onDisk):
         """Keep embeddings on disk, too, from now on; they are answered from there in the next session."""
@@ -289,21 +271,13 @@ class SegMoTELogic(VolumeLogic, ScriptedLoadableModuleLogic):
             self._segmenter.scene_closing()
 
     def close(self):
-        """End the job threads."""
+        """End the job threads and a download."""
+        if self.download is not None:
+            self.download.cancel()
         if self._segmenter is not None:
             self.discardRun()
             self._segmenter.close()
             self._segmenter = self._runs = None
-
-    def card(self):
-        """What the chosen weights say of themselves; an empty card where they cannot be read."""
-        from SegMoTELib.errors import SegMoTEError
-        from SegMoTELib.zoo import ModelCard, read_card, resolve_model
-
-        try:
-            return read_card(resolve_model(self.modelName))
-        except SegMoTEError as error:
-            return ModelCard(self.modelName, str(error), ())
 
     def isExpected(self, error):
         """Whether an error is one that a user can cause and repair."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from SegMoTELib.errors import CheckpointError
-from SegMoTELib.zoo.store import held
+from SegMoTELib.zoo.catalogue import find_entry
+from SegMoTELib.zoo.store import held, weights_path
 
 BUNDLED = ("segmote-tiny",)
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself allows
@@ -22,12 +23,15 @@ def resolve_model(name_or_path: str | Path) -> Path:
     Raises:
         CheckpointError: no such file, or a model that has not been fetched yet.
     """
+    if str(name_or_path) in BUNDLED:  # needs no other package: asked before any is installed
+        path = weights_path(find_entry(str(name_or_path)))
+        if not path.is_file():
+            raise CheckpointError(f"{name_or_path}: its weights are not at {path}; is the installation complete?")
+        return path
     model = next((one for one in held() if one.name == str(name_or_path)), None)
     if model is not None:
         if model.path.is_file():
             return model.path
-        if model.name in BUNDLED:
-            raise CheckpointError(f"{model.name}: its weights are not at {model.path}; is the installation complete?")
         raise CheckpointError(f"{model.name}: its weights are {model.state}; fetch them with: "
                               f"segmote models fetch {model.name}")
     path = Path(name_or_path).expanduser()

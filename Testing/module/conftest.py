@@ -47,6 +47,26 @@ def module(scene):
     return SegMoTE
 
 
+@pytest.fixture(autouse=True)
+def models_folder(tmp_path, monkeypatch):
+    """A user's folder of weights without any."""
+    monkeypatch.setenv("SEGMOTE_MODEL_DIR", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def panel(module):
+    """The entered panel."""
+    panel = module.SegMoTEWidget()
+    panel.setup()
+    panel.parent.real.show()
+    panel.enter()
+    panel.ui.mappingComboBox.setCurrentIndex(1)
+    yield panel
+    panel.cleanup()
+    panel.parent.real.close()
+
+
 @pytest.fixture
 def logic(module):
     """A logic that is closed again."""

@@ -22,19 +22,6 @@ PLACE = slicer.vtkMRMLInteractionNode.Place
 
 
 @pytest.fixture
-def panel(module):
-    """The entered panel."""
-    panel = module.SegMoTEWidget()
-    panel.setup()
-    panel.parent.real.show()
-    panel.enter()
-    panel.ui.mappingComboBox.setCurrentIndex(1)
-    yield panel
-    panel.cleanup()
-    panel.parent.real.close()
-
-
-@pytest.fixture
 def ready(panel, image):
     """The panel with the volume chosen."""
     panel.ui.volumeSelector.setCurrentNode(image)
@@ -351,8 +338,9 @@ def test_a_weights_file_that_is_broken_is_explained_and_the_old_one_stays(ready,
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no weights")
     qt.QFileDialog.answer = str(broken)
-    ready.ui.modelComboBox.setCurrentIndex(1)
-    ready.ui.modelComboBox.real.activated.emit(1)
+    box = ready.ui.modelComboBox
+    box.setCurrentIndex(box.findData("file"))
+    box.real.activated.emit(box.findData("file"))
     assert "broken.safetensors" in status(ready)
     assert ready.ui.modelComboBox.currentIndex == 0
     ready.ui.addPointButton.click()

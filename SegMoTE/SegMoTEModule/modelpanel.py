@@ -1,0 +1,149 @@
+"""The part of the panel that chooses weights: what there is, its licence, Download, Remove."""
+
+import logging
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from SegMoTEModule.modellogic import BUNDLED_MODEL
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+MY_FILE = "file"  # the entry that asks for a file
+
+
+class ModelPanel:
+    """Mixed into the module's widget."""
+
+    def connectModelWidgets(self):
+        ui = self.ui
+        ui.modelComboBox.connect("activated(int)", self.guarded(self.onModelChosen))
+        for box in (ui.deviceComboBox, ui.precisionComboBox):
+            box.connect("activated(int)", self.guarded(lambda index: self.useModel(self.logic.modelName)))
+        for button, method in ((ui.downloadButton, self.onDownload), (ui.stopDownloadButton, self.onStopDownload),
+                               (ui.removeModelButton, self.onRemoveModel)):
+            button.connect("clicked()", self.guarded(method))
+        ui.licenceLabel.setOpenExternalLinks(True)
+
+    def chosenModel(self):
+        """Name of the model that the list shows."""
+        return self.ui.modelComboBox.currentData or BUNDLED_MODEL
+
+    def fillModels(self, shown=None):
+        """List the models with their state; show one of them, default: the one in use."""
+        box = self.ui.modelComboBox
+        shown = shown or self.logic.modelName
+        box.clear()
+        models = self.logic.models()
+        for model in models:
+            box.addItem(f"{model.name} ({self.stateInWords(model)})", model.name)
+        if not models:
+            box.addItem(_("{name} (bundled)").format(name=BUNDLED_MODEL), BUNDLED_MODEL)
+        if shown != MY_FILE and shown not in [model.name for model in models] and shown != BUNDLED_MODEL:
+            box.addItem(shown, shown)  # a file of the user's
+        box.addItem(_("A file of mine..."), MY_FILE)
+        box.setCurrentIndex(max(0, box.findData(shown)))
+        self.showModel()
+
+    def stateInWords(self, model):
+        entry = self.logic.entry(model.name)
+        words = {"bundled": _("bundled"), "verified": _("verified"), "yours": _("yours"),
+                 "not verified": _("there, not verified"), "not downloaded": _("not downloaded"),
+                 "partly downloaded": _("partly downloaded")}[model.state]
+        size = entry.size if entry and model.state.endswith("downloaded") else model.size
+        return _("{state}, {size:.0f} MB").format(state=words, size=size / 1e6) if size else words
+
+    def showModel(self):
+        """Licence, targets and state of the model that the list shows."""
+        entry = self.logic.entry(self.chosenModel())
+        if entry is not None:
+            self.ui.licenceLabel.setText(f'{entry.licence} (<a href="{entry.licence_url}">{entry.licence_url}</a>)')
+            self.ui.modelComboBox.setToolTip("\n".join(filter(None, (
+                entry.title, _("For: {what}").format(what=entry.modalities),
+                _("Learned from: {what}").format(what=entry.trained_on), entry.remark))))
+        else:
+            self.ui.licenceLabel.setText(self.logic.card().licence or _("The file does not say; ask where you got it."))
+        self.ui.targetComboBox.clear()
+        for name, modality in self.logic.targets():
+            self.ui.targetComboBox.addItem(f"{name} ({modality})" if modality else name)
+        if self.chosenModel() != self.logic.modelName:
+            self.ui.modelStateLabel.setText(_("{chosen} is not on this machine: press Download. Until then {name} "
+                                              "answers.").format(chosen=self.chosenModel(), name=self.logic.modelName))
+        elif self.logic.modelState:
+            self.ui.modelStateLabel.setText(self.logic.modelState)
+        else:
+            self.ui.modelStateLabel.setText(_("{name}, not loaded: it is loaded with the first prompt.").format(
+                name=self.logic.modelName))
+        self.updateControls()
+
+    def onModelChosen(self, index):
+        name = self.chosenModel()
+        if name == MY_FILE:
+            name = qt.QFileDialog.getOpenFileName(None, _("Weights"), "", _("Weights (*.safetensors *.pth *.pt)"))
+            if not name:
+                self.fillModels()
+                return
+        if self.held(name) in ("not downloaded", "partly downloaded"):
+            self.showModel()
+            return
+        self.useModel(name)
+
+    def useModel(self, name):
+        try:
+            self.logic.setModel(name, DEVICES[self.ui.deviceComboBox.currentIndex],
+                                PRECISIONS[self.ui.precisionComboBox.currentIndex])
+        finally:
+            self.fillModels()
+
+    def held(self, name):
+        """State of a model of the list, "" for a file."""
+        return next((model.state for model in self.logic.models() if model.name == name), "")
+
+    def onDownload(self):
+        entry = self.logic.entry(self.chosenModel())
+        if not entry.permissive and not slicer.util.confirmOkCancelDisplay(
+                _("{title}: licence {licence}. Read it at {url}. Do you accept it?").format(
+                    title=entry.title, licence=entry.licence, url=entry.licence_url)):
+            return
+        self.logic.startFetch(entry.name, True)
+
+    def onStopDownload(self):
+        self.logic.download.cancel()
+
+    def onRemoveModel(self):
+        name = self.chosenModel()
+        if slicer.util.confirmOkCancelDisplay(_("Delete the weights of {name} from this machine?").format(name=name)):
+            freed = self.logic.removeModel(name)
+            self.showStatus(_("{name}: {size:.0f} MB freed.").format(name=name, size=freed / 1e6), False)
+            self.fillModels()
+
+    def showDownload(self):
+        """Progress of a download; at its end the model is used. The panel's timer calls this."""
+        download = self.logic.download
+        if download is None:
+            return
+        if download.running():
+            self.ui.modelStateLabel.setText(download.inWords())
+            return
+        self.logic.download = None
+        if download.error is not None:
+            if not self.logic.isExpected(download.error):
+                logging.error("SegMoTE download", exc_info=download.error)
+            self.showStatus(str(download.error), True)
+            self.fillModels(download.entry.name)
+        else:
+            self.showStatus(_("{title} is here and verified.").format(title=download.entry.title), False)
+            self.guarded(self.useModel)(download.entry.name)
+
+    def modelControls(self):
+        """(widgets, reason why they cannot be used or None) for ``updateControls``."""
+        busy = self.logic.downloading()
+        state = self.held(self.chosenModel())
+        missing = state in ("not downloaded", "partly downloaded")
+        here = None if state in ("verified", "not verified", "yours", "partly downloaded") else _(
+            "These weights cannot be removed.")
+        return (((self.ui.downloadButton,), None if missing and not busy else
+                 _("A download is running.") if busy else _("These weights are on this machine.")),
+                ((self.ui.stopDownloadButton,), None if busy else _("No download is running.")),
+                ((self.ui.removeModelButton,), _("A download is running.") if busy else here))
