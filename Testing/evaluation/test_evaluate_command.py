@@ -48,7 +48,7 @@ def test_a_folder_without_data_is_an_error(run, tmp_path):
 
 
 def test_a_model_that_does_not_exist_is_named():
-    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: neither a bundled model"):
+    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: neither a model \(segmote-tiny, "):
         resolve_model("nowhere.safetensors")
 
 
