@@ -8,7 +8,17 @@ import click
 import numpy as np
 
 from SegMoTELib.cli.segment import SEGMENT_COLOR, Millimetres
-from SegMoTELib.cli.volumes import PLANES, Bar, common_options, load_predictor, millilitres, open_session, voxels_of
+from SegMoTELib.cli.volumes import (
+    PLANES,
+    Bar,
+    common_options,
+    load_predictor,
+    millilitres,
+    open_session,
+    output_option,
+    series_option,
+    voxels_of,
+)
 
 
 @click.command(short_help="Carry a prompted object through the slices of a volume.")
@@ -23,11 +33,11 @@ from SegMoTELib.cli.volumes import PLANES, Bar, common_options, load_predictor, 
               help="A point of the last slice to reach on its side of the prompts; once for each side.")
 @click.option("--name", default="Segment", show_default=True, help="Name of the segment.")
 @common_options
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.seg.nrrd",
-              help="Segmentation to write.")
+@series_option
+@output_option
 def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, orientation: str, limits: tuple,
             name: str, intensity: str, model: str, device: str, keep_embeddings: bool,
-            output: Path) -> None:
+            series: str, output: Path) -> None:
     """Segment an object on the slices of the prompts, and carry it to both ends of the object or the range.
 
     Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30. Prompts of several slices may be given;
@@ -40,7 +50,7 @@ def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, ori
 
     if not points and not boxes:
         raise PromptError("Nothing to go by: give --point or --box.")
-    session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings))
+    session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings), series)
     stack = PlaneStack.along(session.volume, orientation)
     prompts: dict[int, tuple[list, list, list]] = {}
     corners = [np.reshape(box, (2, 3)) for box in boxes]

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
+from SegMoTELib.cli.volumes import output_option, series_option
 from SegMoTELib.errors import PromptError
 
 SEGMENT_COLOR = (128, 174, 128)
@@ -46,10 +47,10 @@ class Millimetres(click.ParamType):
               help="Which values become black and white.")
 @click.option("--name", help="Name of the segment; default: the target's, or Segment.")
 @click.option("--model", default="segmote-tiny", show_default=True, metavar="NAME|PATH", help="Model to use.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE.seg.nrrd",
-              help="Segmentation to write.")
+@series_option
+@output_option
 def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None, auto: str | None, orientation: str,
-            position: tuple | None, intensity: str, name: str | None, model: str, output: Path) -> None:
+            position: tuple | None, intensity: str, name: str | None, model: str, series: str, output: Path) -> None:
     """Segment one slice of VOLUME and write it as a segmentation that Slicer opens.
 
     Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30 (with "=", for the minus sign's sake).
@@ -60,7 +61,7 @@ def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None
     from SegMoTELib.interaction.session import Session
 
     _refuse_mixture(points, excluded, box, auto, position)
-    volume = read_volume(volume_path)
+    volume = read_volume(volume_path, series)
     middle = volume.to_ras((np.array(volume.shape) - 1) / 2)
     corners = None if box is None else np.reshape(box, (2, 3))
     anchor = points[0] if points else corners.mean(axis=0) if box else excluded[0] if excluded else position or middle
@@ -70,8 +71,9 @@ def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None
     patch = plane.insert(answer.mask, volume)
     mask = np.zeros(volume.array.shape[:3], bool)
     mask[patch.slices] = patch.array
-    color = next((target.color for target in session.predictor.auto_targets if target.name == auto), SEGMENT_COLOR)
-    write_segmentation(output, volume, [NamedMask(name or auto or "Segment", color, mask)])
+    known = next((target for target in session.predictor.auto_targets if target.name == auto), None)
+    color, terminology = (known.color, known.terminology) if known else (SEGMENT_COLOR, "")
+    write_segmentation(output, volume, [NamedMask(name or auto or "Segment", color, mask, terminology)])
     area = answer.mask.sum() * plane.spacing ** 2 / 100
     click.echo(f"{output}: {mask.sum()} voxels, {area:.2f} cm2 on the slice, predicted IoU {answer.iou:.2f}; "
                f"encoded in {answer.seconds['encode']:.2f} s, answered in {answer.seconds['decode']:.2f} s")

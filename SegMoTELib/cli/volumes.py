@@ -31,6 +31,25 @@ def common_options(command):
     return command
 
 
+def output_option(command):
+    """-o, refused before any work if its ending is none we write."""
+    def checked(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
+        from SegMoTELib.imaging.files import check_ending
+
+        check_ending(path)
+        return path
+
+    return click.option("-o", "--output", required=True, type=click.Path(path_type=Path), callback=checked,
+                        metavar="FILE", help="Segmentation to write: .seg.nrrd for Slicer, .dcm (DICOM SEG, for a "
+                        "DICOM series), or .nii.gz (label map).")(command)
+
+
+def series_option(command):
+    """--series, for folders with several."""
+    return click.option("--series", default="", metavar="UID", help="Series Instance UID, if VOLUME is a folder with "
+                        "several DICOM series.")(command)
+
+
 def load_predictor(model: str, device: str, keep_embeddings: bool):
     """A predictor with a cache, on disk too where asked for."""
     from SegMoTELib.interaction.embeddings import EmbeddingCache, default_folder
@@ -42,13 +61,13 @@ def load_predictor(model: str, device: str, keep_embeddings: bool):
     return Predictor(load_checkpoint(resolve_model(model)), device, cache=cache)
 
 
-def open_session(path: Path, intensity: str, predictor) -> Session:
+def open_session(path: Path, intensity: str, predictor, series: str = "") -> Session:
     """A session on a volume from a file."""
     from SegMoTELib.imaging.files import read_volume
     from SegMoTELib.imaging.intensity import range_of
     from SegMoTELib.interaction.session import Session
 
-    volume = read_volume(path)
+    volume = read_volume(path, series)
     return Session(predictor, volume, range_of(volume, intensity))
 
 

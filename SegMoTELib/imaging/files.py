@@ -13,34 +13,48 @@ import numpy as np
 import SimpleITK as sitk
 
 from SegMoTELib.errors import VolumeError
+from SegMoTELib.imaging.dicom import is_dicom, read_file, read_series
+from SegMoTELib.imaging.dicom_seg import write_dicom_seg
 from SegMoTELib.imaging.volume import Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NIFTI = (".nii", ".nii.gz")
+SEGMENTATIONS = (".seg.nrrd", ".dcm", ".nii.gz", ".nii")
 PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
 class NamedMask:
-    """One segment to write: a name, a colour of 0-255, and a (K, J, I) bool mask; masks may overlap."""
+    """One segment to write: a name, a colour of 0-255, and a (K, J, I) bool mask; masks may overlap.
+
+    terminology: an entry in Slicer's serialised form, or "".
+    """
 
     name: str
     color: tuple[int, int, int]
     mask: np.ndarray = field(repr=False)
+    terminology: str = ""
 
 
-def read_volume(path: str | Path) -> Volume:
-    """Read any image SimpleITK reads, or a folder with one DICOM series.
+def read_volume(path: str | Path, series: str = "") -> Volume:
+    """Read any image SimpleITK reads, or a DICOM series from its folder.
+
+    Args:
+        path: file or folder. series: Series Instance UID, where a folder holds several.
 
     Raises:
-        VolumeError: missing, unreadable or incomplete file, several series, or more than three dimensions.
+        VolumeError: missing, unreadable or incomplete file, several series or one that is no regular volume, or more
+            than three dimensions.
     """
     path = Path(path)
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder.")
     try:
+        read = None
         if path.is_dir():
-            image = _read_series(path)
+            image, read = read_series(path, series)
+        elif is_dicom(path):
+            image, read = read_file(path)
         else:
             _refuse_truncated(path)
             image = sitk.ReadImage(str(path))
@@ -56,51 +70,54 @@ def read_volume(path: str | Path) -> Volume:
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     matrix[:3, 3] = image.GetOrigin()
-    modality = image.GetMetaData("0008|0060").strip() if image.HasMetaDataKey("0008|0060") else ""
-    return Volume(sitk.GetArrayFromImage(image), LPS_TO_RAS @ matrix, modality, path.name)
+    return Volume(sitk.GetArrayFromImage(image), LPS_TO_RAS @ matrix, read.modality if read else "", path.name,
+                  tuple(read.files) if read else ())
 
 
 def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMask]) -> None:
-    """Write a ``.seg.nrrd`` that Slicer opens as a segmentation, atomically.
+    """Write segments atomically, in the format that the file's name says.
 
-    Segments that do not overlap share one layer, as Slicer stores them.
+    ``.seg.nrrd``: what Slicer opens as a segmentation; segments that do not overlap share one layer, as Slicer stores
+    them. ``.dcm``: a DICOM SEG of the series the volume was read from. ``.nii``, ``.nii.gz``: a label map, 1 for the
+    first segment.
 
     Raises:
-        VolumeError: no segments, a mask of another shape, or a file that cannot be written.
+        VolumeError: no segments, a mask of another shape, another ending, segments that overlap in a label map, a
+            DICOM SEG of a volume that is not from DICOM, or a file that cannot be written.
     """
     path = Path(path)
-    if not path.name.endswith(".seg.nrrd"):
-        raise VolumeError(f"{path}: a segmentation's name ends in .seg.nrrd.")
     if not segments:
         raise VolumeError("There is no segment to write.")
     for segment in segments:
         if segment.mask.shape != volume.array.shape[:3]:
             raise VolumeError(f"The segment {segment.name!r} has another geometry than the volume.")
+    check_ending(path)
+    if path.name.endswith(".dcm"):
+        write_dicom_seg(path, volume, segments)
+        return
+    labelmap = path.name.endswith(NIFTI)
     layers, places = _layers(segments)
+    if labelmap and len(layers) > 1:
+        raise VolumeError(f"{path}: the segments overlap, which a label map cannot hold; write a .seg.nrrd.")
     image = sitk.GetImageFromArray(np.stack(layers, axis=-1) if len(layers) > 1 else layers[0],
                                    isVector=len(layers) > 1)
     lps = LPS_TO_RAS @ volume.ijk_to_ras
     image.SetSpacing(volume.spacing.tolist())
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / volume.spacing).ravel().tolist())
-    for key, value in _tags(segments, places, volume.shape).items():
+    for key, value in ({} if labelmap else _tags(segments, places, volume.shape)).items():
         image.SetMetaData(key, value)
     _write_atomically(image, path)
 
 
-def _read_series(folder: Path) -> sitk.Image:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if not series:
-        raise VolumeError(f"{folder}: holds no DICOM series.")
-    if len(series) > 1:
-        raise VolumeError(f"{folder}: holds {len(series)} DICOM series; choose a folder with one.")
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
-    reader.MetaDataDictionaryArrayUpdateOn()
-    image = reader.Execute()
-    if reader.HasMetaDataKey(0, "0008|0060"):
-        image.SetMetaData("0008|0060", reader.GetMetaData(0, "0008|0060"))
-    return image
+def check_ending(path: Path) -> None:
+    """Refuse a name that ``write_segmentation`` could not write, before hours of work.
+
+    Raises:
+        VolumeError: another ending than those of ``SEGMENTATIONS``.
+    """
+    if not path.name.endswith(SEGMENTATIONS):
+        raise VolumeError(f"{path}: a segmentation's name ends in {', '.join(SEGMENTATIONS)}.")
 
 
 def _refuse_truncated(path: Path) -> None:
@@ -159,13 +176,16 @@ def _tags(segments: list[NamedMask], places: list[tuple[int, int]], shape: tuple
                  f"Segment{index}_Color": " ".join(f"{part / 255:.6f}" for part in segment.color),
                  f"Segment{index}_Extent": extent, f"Segment{index}_Layer": str(layer),
                  f"Segment{index}_LabelValue": str(value)}
+        if segment.terminology:
+            tags[f"Segment{index}_Tags"] = f"TerminologyEntry:{segment.terminology}|"
     return tags
 
 
 def _write_atomically(image: sitk.Image, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".seg.nrrd", prefix=".", dir=path.parent)
+        ending = next(end for end in SEGMENTATIONS if path.name.endswith(end))
+        handle, temporary = tempfile.mkstemp(suffix=ending, prefix=".", dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be written ({error.strerror}).") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ class Volume:
         ijk_to_ras: (4, 4) float64, voxel index (i, j, k, 1) to RAS millimetres, of voxel centres; may be oblique,
             anisotropic or left-handed.
         modality: DICOM modality ("CT", "MR", ...) where known. name: for messages.
+        sources: the DICOM files it was read from, in the order of its slices; empty for other formats.
 
     Raises:
         VolumeError: no voxels, not numbers, or a matrix that does not span space.
@@ -27,6 +29,7 @@ class Volume:
     ijk_to_ras: np.ndarray
     modality: str = ""
     name: str = ""
+    sources: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         array = np.asarray(self.array)
