@@ -47,6 +47,7 @@ class TrainingConfig:
         dense_weight: base stage: weight of the encoder's dense class supervision; 0 = none.
         emphasis: data set code -> factor on how often it is drawn (default 1): more for what is learned slowly.
         balance_weight: weight of the load-balance loss. accumulate: backward passes per optimiser step.
+        precision: "fp32", or "bf16": the forward pass in mixed precision, which needs no loss scaling.
         image_share: fraction of every set's images used. seed: of weights, data and prompts.
         validate_every, checkpoint_every: in steps.
     """
@@ -72,6 +73,7 @@ class TrainingConfig:
     emphasis: dict[str, float] = field(default_factory=dict)
     balance_weight: float = 0.01
     accumulate: int = 1
+    precision: str = "fp32"
     image_share: float = 1.0
     seed: int = 0
     validate_every: int = 500
@@ -83,6 +85,8 @@ class TrainingConfig:
             raise DataError(f"stage must be 'base' or 'adapt', not {self.stage!r}.")
         if self.stage == "adapt" and not self.start:
             raise DataError("stage 'adapt' needs 'start': the checkpoint whose base stays frozen.")
+        if self.precision not in ("fp32", "bf16"):
+            raise DataError(f"precision must be 'fp32' or 'bf16', not {self.precision!r}.")
         if not self.data or not self.phases:
             raise DataError("a training config needs 'data' (folders) and 'phases' (size, steps, batch).")
 

@@ -59,12 +59,13 @@ class InteractiveStep(nn.Module):
         self.embeddings = EmbeddingCache(EMBEDDING_BYTES)
 
     def forward(self, batch: Batch, rounds: int, several: bool = False,
-                before: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+                before: dict[str, int] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss over targets and rounds, and named means for the log.
 
         Args:
             rounds: prompts per target that are learned from. several: the first prompt holds several clicks.
-            before: corrected rounds that come first and are not learned from: a late round at a third of its price.
+            before: by kind of first prompt ("box", "point", "auto"), corrected rounds that come first and are not
+                learned from: a late round at a third of its price.
         """
         if not self.config.augmented:
             embedding = ImageEmbedding.cat(self.embeddings.encode(
@@ -82,7 +83,7 @@ class InteractiveStep(nn.Module):
             if len(rows) == 0:
                 continue
             loss, values = self._interact(mode, embedding[owner[rows]], batch.truth[rows], batch.targets[rows],
-                                          [rngs[i] for i in rows], rounds, several, before)
+                                          [rngs[i] for i in rows], rounds, several, (before or {}).get(mode, 0))
             losses.append(loss)
             for name, value in values.items():
                 log[f"{mode}/{name}"] = value.mean()

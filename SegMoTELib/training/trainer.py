@@ -29,6 +29,7 @@ from SegMoTELib.training.step import Batch, InteractiveStep
 VALIDATION_ITEMS = 96
 SEVERAL_SHARE = 0.15  # single-round steps whose first prompt holds several clicks
 ROUNDS_BEFORE, ROUNDS_BEFORE_SHARES = (0, 1, 2, 4), (0.5, 0.2, 0.15, 0.15)  # of other single-round steps
+LATE_BOX_SHARE = 0.4  # of these, how often a box gets late rounds too: a box should be enough more often than a click
 
 
 class Trainer:
@@ -173,7 +174,8 @@ class Trainer:
             items = [data.item(np.random.default_rng(seed), augment=self.config.augmented) for seed in seeds]
             torch.manual_seed(seeds[0])  # routing noise
             self._set_mode()
-            loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds, several, before)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds, several, before)
             (loss / self.config.accumulate).backward()
             log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
             log.update({name: float(value) for name, value in values.items()})
@@ -187,14 +189,15 @@ class Trainer:
                              1 - decay)
         return log
 
-    def _beginning(self, phase: Phase) -> tuple[bool, int]:
+    def _beginning(self, phase: Phase) -> tuple[bool, dict[str, int]]:
         """Whether this step's first prompt holds several clicks, and how many rounds go before those learned from."""
         rng = np.random.default_rng([self.config.seed, self.step])
         if phase.rounds > 1:
-            return False, 0
+            return False, {}
         if rng.random() < SEVERAL_SHARE:
-            return True, 0
-        return False, int(rng.choice(ROUNDS_BEFORE, p=ROUNDS_BEFORE_SHARES))
+            return True, {}
+        before = int(rng.choice(ROUNDS_BEFORE, p=ROUNDS_BEFORE_SHARES))
+        return False, {"point": before, "auto": before, "box": before if rng.random() < LATE_BOX_SHARE else 0}
 
     def _batch(self, items, seeds) -> Batch:
         batch = Batch.stack(items, seeds, self.model.config.pixel_mean, self.model.config.pixel_std)

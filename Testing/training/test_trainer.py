@@ -101,6 +101,21 @@ def test_accumulated_gradients_equal_one_large_batch(a_config, tmp_path):
     assert mean < 0.02 * a_config.learning_rate
 
 
+def test_mixed_precision_learns_the_same_in_single_precision_weights(a_config, tmp_path):
+    few = replace(a_config, phases=(Phase(64, 3, 4, 1),))
+    exact, mixed = Trainer(few, tmp_path / "fp32"), Trainer(replace(few, precision="bf16"), tmp_path / "bf16")
+    exact.run(progress=False)
+    mixed.run(progress=False)
+    learned = weights(tmp_path / "bf16")
+    assert all(value.dtype == torch.float32 for value in learned.values() if value.is_floating_point())
+    losses = [[float(line.split(",")[2]) for line in (tmp_path / name / "log.csv").read_text().splitlines()
+               if ",loss," in line] for name in ("fp32", "bf16")]
+    assert losses[0] != losses[1]  # bf16 rounds
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+    with pytest.raises(DataError, match="precision must be"):
+        replace(a_config, precision="fp16")
+
+
 def test_a_run_leaves_model_log_and_curves_with_their_origin(a_config, tmp_path):
     Trainer(a_config, tmp_path).run(progress=False)
     model = load_checkpoint(tmp_path / "model.safetensors")
