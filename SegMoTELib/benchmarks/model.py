@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from SegMoTELib.benchmarks.measure import gemm_peak, machine, medians, peak_memory
 from SegMoTELib.benchmarks.naive import naive_decode
-from SegMoTELib.interaction.predictor import Predictor
+from SegMoTELib.interaction.predictor import EncodedImage, Predictor
 from SegMoTELib.interaction.transforms import SquareTransform
 from SegMoTELib.network import ImageEmbedding, ModelConfig, SegMoTE, build_model
 
@@ -131,7 +131,8 @@ def _bench_click(sam, ours: SegMoTE, repeats: int) -> dict[str, object]:
     theirs.features, theirs.is_image_set = features, True
     theirs.original_size, theirs.input_size = (512, 512), (1024, 1024)
     mine = Predictor(ours, "cpu", "fp32")
-    mine._embedding, mine._transform = ImageEmbedding(features, (early,)), SquareTransform(ours.config, 512, 512)
+    mine.set_encoded(EncodedImage(np.zeros((512, 512, 3), np.uint8), SquareTransform(ours.config, 512, 512),
+                                  ImageEmbedding(features, (early,))))
     prompt = {"point_coords": np.array([[200.0, 240.0]]), "point_labels": np.array([1])}
     out = {}
     for multimask in (True, False):
