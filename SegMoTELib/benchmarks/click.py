@@ -47,7 +47,8 @@ def bench_click(model: str, path: Path | None, clicks: int) -> dict[str, object]
     segmenter = SceneSegmenter(scene)
     segmenter.mapping, segmenter.predictor = "percentiles", Predictor(load_checkpoint(resolve_model(model)))
     volume, view = volume_of(node), view_along(node, "axial")
-    rng, found = np.random.default_rng(0), {"first": [], "cached": []}
+    rng = np.random.default_rng(0)
+    found: dict[str, list] = {"first": [], "cached": []}
     shape = np.array(volume.shape)
     slices = [int(shape[2] * share) for share in (0.35, 0.5, 0.65)]
     for number, k in enumerate([slices[0] - 1, *slices]):  # the very first slice warms up

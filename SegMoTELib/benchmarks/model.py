@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
 from segment_anything import SamPredictor, sam_model_registry
@@ -46,7 +50,7 @@ def real_images() -> dict[str, np.ndarray]:
 
     images = {"camera": skimage.data.camera(), "astronaut": skimage.data.astronaut(), "coins": skimage.data.coins()}
     for name in ("CT_small.dcm", "MR_small.dcm"):
-        pixels = pydicom.dcmread(get_testdata_file(name)).pixel_array.astype(np.float64)
+        pixels = pydicom.dcmread(str(get_testdata_file(name))).pixel_array.astype(np.float64)
         low, high = np.percentile(pixels, (0.5, 99.5))
         images[name] = (np.clip((pixels - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     return images
@@ -102,8 +106,9 @@ def _mask_change(exact: SegMoTE, low: SegMoTE, images: dict[str, np.ndarray]) ->
             predictor = Predictor(model, "cpu", precision)
             predictor.set_image(image)
             height, width = image.shape[:2]
-            prompts = ({"point_coords": np.array([[width / 2, height / 2]]), "point_labels": np.array([1])},
-                       {"box": np.array([width / 4, height / 4, 3 * width / 4, 3 * height / 4])})
+            prompts: tuple[dict[str, Any], ...] = (
+                {"point_coords": np.array([[width / 2, height / 2]]), "point_labels": np.array([1])},
+                {"box": np.array([width / 4, height / 4, 3 * width / 4, 3 * height / 4])})
             masks.append([predictor.predict(**prompt, multimask_output=False, adapters=False)[0] for prompt in prompts])
         for a, b in zip(*masks, strict=True):
             changes.append(1 - 2 * (a & b).sum() / max(1, a.sum() + b.sum()))
@@ -124,7 +129,7 @@ def _encode_once(mark, kind: str, precision: str) -> None:
         encode(pixels)
 
 
-def _bench_click(sam, ours: SegMoTE, repeats: int) -> dict[str, object]:
+def _bench_click(sam, ours: SegMoTE, repeats: int) -> dict[str, dict[str, float]]:
     """``predict`` on a cached embedding of a 512 x 512 image, SAM geometry."""
     features, early = torch.randn(1, 256, 64, 64), torch.randn(1, 64, 64, 768)
     theirs = SamPredictor(sam)
@@ -133,13 +138,13 @@ def _bench_click(sam, ours: SegMoTE, repeats: int) -> dict[str, object]:
     mine = Predictor(ours, "cpu", "fp32")
     mine.set_encoded(EncodedImage(np.zeros((512, 512, 3), np.uint8), SquareTransform(ours.config, 512, 512),
                                   ImageEmbedding(features, (early,))))
-    prompt = {"point_coords": np.array([[200.0, 240.0]]), "point_labels": np.array([1])}
+    prompt: dict[str, Any] = {"point_coords": np.array([[200.0, 240.0]]), "point_labels": np.array([1])}
     out = {}
     for multimask in (True, False):
         seconds = medians({
-            "segment_anything": lambda m=multimask: theirs.predict(**prompt, multimask_output=m),
-            "segmote": lambda m=multimask: mine.predict(**prompt, multimask_output=m, adapters=False),
-            "segmote_adapters": lambda: mine.predict(**prompt),
+            "segment_anything": partial(theirs.predict, **prompt, multimask_output=multimask),
+            "segmote": partial(mine.predict, **prompt, multimask_output=multimask, adapters=False),
+            "segmote_adapters": partial(mine.predict, **prompt),
         }, 5 * repeats, warmup=3)
         a = theirs.predict(**prompt, multimask_output=multimask, return_logits=True)[0]
         b = mine.predict(**prompt, multimask_output=multimask, return_logits=True, adapters=False)[0]
@@ -166,18 +171,19 @@ def _bench_tiny(repeats: int, images: dict[str, np.ndarray]) -> dict[str, dict[s
     torch.manual_seed(SEED)
     predictor = Predictor(build_model(ModelConfig.tiny()), "cpu")
     image = images["camera"]
-    calls, point = {}, {"point_coords": np.array([[40.0, 50.0]]), "point_labels": np.array([1])}
+    calls: dict[str, Callable[[], object]] = {}
+    point: dict[str, Any] = {"point_coords": np.array([[40.0, 50.0]]), "point_labels": np.array([1])}
     for size in (256, 512, 1024):
         scaled = np.kron(image, np.ones((size // 512 or 1,) * 2, np.uint8))[::512 // min(size, 512),
                                                                            ::512 // min(size, 512)]
-        calls[f"set_image {size} px"] = lambda scaled=scaled: predictor.set_image(scaled)
+        calls[f"set_image {size} px"] = partial(predictor.set_image, scaled)
     out = medians(calls, 3 * repeats, warmup=2)
     for size in (256, 512, 1024):
         predictor.set_image(np.zeros((size, size), np.uint8))
-        out.update(medians({f"predict {size} px": lambda: predictor.predict(**point)}, 5 * repeats, warmup=2))
+        out.update(medians({f"predict {size} px": partial(predictor.predict, **point)}, 5 * repeats, warmup=2))
     embedding = predictor.encoded.embedding
     out.update(medians({
-        f"decode {count} prompts": lambda count=count: predictor.model.decode(embedding, points=_points(count))
+        f"decode {count} prompts": partial(predictor.model.decode, embedding, points=_points(count))
         for count in (1, 4, 16)}, 3 * repeats, warmup=2))
     return {"seconds": out}
 

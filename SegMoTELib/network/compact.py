@@ -6,6 +6,8 @@ than learning from sparse tokens alone. The token path (SAM's transformer, the e
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling.mask_decoder import MLP
@@ -60,18 +62,20 @@ class CompactDecoder(ExpertDecoder):
         """
         tokens = self.expert_tokens.weight
         tokens.copy_(self.mask_tokens.weight[:1] + 0.01 * torch.randn_like(tokens))
-        for index, layer in enumerate(self.output_hypernetworks_mlps[0].layers):
+        base_head: Any = self.output_hypernetworks_mlps[0]
+        for index, layer in enumerate(base_head.layers):
             self.expert_heads.weights[index].copy_(layer.weight.t().expand_as(self.expert_heads.weights[index]))
             self.expert_heads.biases[index].copy_(layer.bias.expand_as(self.expert_heads.biases[index]))
-        self.expert_finish[2].weight.mul_(0.02)  # what the experts add to the base's features
+        last: Any = self.expert_finish[2]
+        last.weight.mul_(0.02)  # what the experts add to the base's features
         for layer in self.transformer.layers:
             if layer.experts is not None and layer.experts.residual:
                 layer.experts.norm.load_state_dict(layer.norm3.state_dict())
                 nn.init.zeros_(layer.experts.up.weight)
                 nn.init.zeros_(layer.experts.up.bias)
 
-    def forward(self, embedding: ImageEmbedding, image_pe: Tensor, prompt_maps: Tensor, sparse: Tensor,
-                targets: Tensor | None, experts: bool, attention: bool = False) -> MaskPrediction:
+    def forward(self, embedding: ImageEmbedding, image_pe: Tensor, prompt_maps: Tensor,  # type: ignore[override]
+                sparse: Tensor, targets: Tensor | None, experts: bool, attention: bool = False) -> MaskPrediction:
         """Decode N prompts on 1 or N images.
 
         Args:
@@ -93,7 +97,7 @@ class CompactDecoder(ExpertDecoder):
         def masks_of(hyper: Tensor) -> Tensor:
             return (hyper @ features.flatten(2)).unflatten(2, features.shape[2:])
 
-        if not experts:
+        if expert_slice is None:
             return self._base_masks(tokens, masks_of, multimask=False)
         prediction = self._expert_masks(tokens, expert_slice, routings, masks_of)
         if attention:

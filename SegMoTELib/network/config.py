@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from SegMoTELib.errors import CheckpointError
 
@@ -154,7 +155,8 @@ class ModelConfig:
             raise CheckpointError(f"architecture description has unknown fields: {', '.join(unknown)}; "
                                   "it was probably written by a newer SegMoTE.")
         try:
-            plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                                     for key, value in values.items()}
             targets = tuple(
                 AutoTarget(**{**target, "color": tuple(target["color"]), "sources": tuple(target["sources"])})
                 for target in values["auto_targets"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ class ExpertDecoder(MaskDecoder):
         # Weights may have changed (training, loading) since the products were kept.
         version = (id(self), no_mask.dtype, no_mask._version, id(image_pe),
                    sum(parameter._version for parameter in self.parameters()))
-        prepared = embedding.prepared if keep and embedding.prepared is not None else {}
+        prepared = (embedding.prepared or {}) if keep else {}
         if prepared.get("version") != version:
             prepared = {"version": version}
         if "image" not in prepared:
@@ -146,7 +147,7 @@ class ExpertDecoder(MaskDecoder):
         tokens, expert_slice = self._output_tokens(sparse, experts)
         tokens, keys, routings = self.transformer(tokens, image, image_pe, expert_slice)
         upscaled = upscale(keys, self.output_upscaling)
-        if not experts:
+        if expert_slice is None:
             return self._base_masks(tokens, lambda hyper: product_masks(upscaled, hyper, self.side), multimask)
         fused = self._fuse(upscaled)
 
@@ -201,12 +202,13 @@ class ExpertDecoder(MaskDecoder):
             logits=chosen[:, None], iou=iou, expert_logits=logits, selected=selected,
             routing=tuple(routing.indices for routing in routings),
             gate_probabilities=tuple(routing.probabilities for routing in routings),
-            balance_loss=sum(losses) if self.config.gating == "learned" else losses[-1], expert_iou=expert_iou,
-            token_probabilities=confidence.softmax(dim=1))
+            balance_loss=torch.stack(losses).sum() if self.config.gating == "learned" else losses[-1],
+            expert_iou=expert_iou, token_probabilities=confidence.softmax(dim=1))
 
     def _fuse(self, upscaled: Tensor) -> Tensor:
         """First half of the fusion: (N, L, 2, 2, 2, 2, C/8) -> channels-last (N, H, W, C/4)."""
-        conv, norm = self.expert_feature_fusion[0], self.expert_feature_fusion[1]
+        conv: Any = self.expert_feature_fusion[0]
+        norm = self.expert_feature_fusion[1]
         spatial = to_map(upscaled, self.side).permute(0, 3, 1, 2)  # NCHW view of channels-last memory
         x = F.conv2d(spatial, conv.weight.contiguous(memory_format=torch.channels_last), conv.bias, padding=1)
         return F.gelu(layer_norm_channels(x.permute(0, 2, 3, 1).contiguous(), norm))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class ImageEmbedding:
 
     features: Tensor
     early: tuple[Tensor, ...]
-    prepared: object = field(default=None, repr=False, compare=False)
+    prepared: dict[str, Any] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Number of images B."""
@@ -99,7 +100,7 @@ class SamEncoder(ImageEncoderViT):
         return ImageEmbedding(self.neck(x.permute(0, 3, 1, 2)), (early,))
 
 
-def _block_attention(block: nn.Module, x: Tensor) -> Tensor:
+def _block_attention(block: Any, x: Tensor) -> Tensor:
     """Attention of one ViT block on normalised tokens (B, H, W, C), windowed or global."""
     attention = block.attn
     height, width = x.shape[1:3]
@@ -117,7 +118,7 @@ def _block_attention(block: nn.Module, x: Tensor) -> Tensor:
     return attention.proj(window_unpartition(_attend(attention, windows), size, padded_size, (height, width)))
 
 
-def _attend(attention: nn.Module, qkv: Tensor) -> Tensor:
+def _attend(attention: Any, qkv: Tensor) -> Tensor:
     """Multi-head attention with decomposed relative position: (B, H, W, 3C) -> (B, H, W, C)."""
     batch, height, width, _ = qkv.shape
     heads = attention.num_heads
@@ -223,7 +224,7 @@ class CompactEncoder(nn.Module):
         self.stages = nn.ModuleList()
         previous = colours = 3 + len(CONTRAST_WINDOWS)
         for width, depth in zip(widths, config.compact_depths, strict=True):
-            down = [nn.Conv2d(previous, width, 3, stride=2, padding=1)]
+            down: list[nn.Module] = [nn.Conv2d(previous, width, 3, stride=2, padding=1)]
             if previous != colours:
                 down = [nn.GroupNorm(8, previous), nn.ReLU(), *down]
             self.stages.append(nn.Sequential(*down, *[ResidualBlock(width) for _ in range(depth)]))

@@ -7,19 +7,21 @@ product that gives every token a 2 x 2 patch. Staying in this layout until the m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def expand_tokens(tokens: Tensor, up: nn.ConvTranspose2d) -> Tensor:
-    """Apply a 2x2 stride-2 transposed convolution: (..., C_in) -> (..., 2, 2, C_out)."""
+def expand_tokens(tokens: Tensor, up: Any) -> Tensor:
+    """Apply a 2x2 stride-2 ``ConvTranspose2d``: (..., C_in) -> (..., 2, 2, C_out)."""
     weight = up.weight.permute(2, 3, 1, 0).reshape(-1, up.in_channels)
     bias = up.bias.repeat(4)
     return F.linear(tokens, weight, bias).unflatten(-1, (2, 2, up.out_channels))
 
 
-def layer_norm_channels(x: Tensor, norm: nn.Module) -> Tensor:
+def layer_norm_channels(x: Tensor, norm: Any) -> Tensor:
     """segment-anything's ``LayerNorm2d`` on channels-last data (..., C)."""
     return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
@@ -44,8 +46,8 @@ def product_masks(upscaled: Tensor, hyper: Tensor, size: int) -> Tensor:
     return x.reshape(x.shape[0], -1, 4 * size, 4 * size)
 
 
-def product_after_conv(x: Tensor, conv: nn.Conv2d, hyper: Tensor) -> Tensor:
-    """``hyper . conv(x)`` without the convolution's wide output: (N, H, W, C), (N, K, C_out) -> (N, K, H, W).
+def product_after_conv(x: Tensor, conv: Any, hyper: Tensor) -> Tensor:
+    """``hyper . conv(x)`` without the 3x3 ``Conv2d``'s wide output: (N, H, W, C), (N, K, C_out) -> (N, K, H, W).
 
     The dot product is folded into the 3x3 kernel, so K maps are convolved instead of C_out; the nine taps are one
     matrix product and ``F.fold`` adds them up at their places.

@@ -205,13 +205,13 @@ def _largest_or_any_part(mask: np.ndarray, rng: np.random.Generator) -> np.ndarr
 
 def _augment_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Window/level jitter, gamma, inversion, noise and blur on uint8 images, as scanners and users vary them."""
-    x = image.astype(np.float32) / 255
+    x: np.ndarray = image.astype(np.float32) / 255
     if rng.random() < 0.8:
         low, high = rng.normal(0, 0.08), 1 + rng.normal(0, 0.12)
         x = (x - low) / max(0.3, high - low)
     x = np.clip(x, 0, 1)
     if rng.random() < 0.5:
-        x = x ** np.exp(rng.normal(0, 0.3))
+        x = x ** float(np.exp(rng.normal(0, 0.3)))
     if image.ndim == 3 and rng.random() < 0.5:
         x = x * np.exp(rng.normal(0, 0.08, 3)).astype(np.float32)
     if rng.random() < 0.08:

@@ -41,7 +41,8 @@ class Batch:
     def stack(items: list[Item], seeds: list[int], mean: tuple, std: tuple) -> Batch:
         """Stack items; ``seeds`` has one number per item."""
         images = np.stack([item.image for item in items]).astype(np.float32)
-        pixels = torch.from_numpy((images - np.float32(mean)) / np.float32(std)).permute(0, 3, 1, 2)
+        normalised = (images - np.array(mean, np.float32)) / np.array(std, np.float32)
+        pixels = torch.from_numpy(normalised).permute(0, 3, 1, 2)
         masks_per_image = len(items[0].masks)
         return Batch(pixels.contiguous(), np.concatenate([item.masks for item in items]),
                      np.concatenate([item.targets for item in items]),
@@ -118,7 +119,8 @@ class InteractiveStep(nn.Module):
             extra = [extra_clicks(*pair) for pair in zip(truth, rngs, strict=True)]
             points = _append(points, torch.from_numpy(np.stack([coords for coords, _ in extra])),
                              torch.from_numpy(np.stack([labels for _, labels in extra])))
-        total, values = 0.0, {}
+        losses: list[Tensor] = []
+        values: dict[str, Tensor] = {}
         for index in range(before + rounds):
             learn = index >= before
             with torch.set_grad_enabled(torch.is_grad_enabled() and learn):
@@ -127,15 +129,15 @@ class InteractiveStep(nn.Module):
             small = _fraction(truth, prediction.logits.shape[-1], device)
             values[f"iou{index}"] = mask_iou(prediction.logits[:, 0], small)
             if learn:
-                total = total + self._loss(prediction, small)
+                losses.append(self._loss(prediction, small))
             if index + 1 < before + rounds:
                 previous = prediction.logits.detach()
                 points = _add_clicks(points, previous[:, 0], small, self.model.config.image_size, rngs)
-        return total / rounds, values
+        return torch.stack(losses).mean(dim=0), values
 
     def _loss(self, prediction: MaskPrediction, truth: Tensor) -> Tensor:
         loss = mask_loss(prediction.logits[:, 0], truth)
-        if prediction.expert_logits is None:
+        if prediction.expert_logits is None or prediction.balance_loss is None:
             return loss + iou_head_loss(prediction.iou, prediction.logits, truth)
         if prediction.expert_iou is not None:
             loss = loss + iou_head_loss(prediction.expert_iou, prediction.expert_logits, truth)

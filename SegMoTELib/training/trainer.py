@@ -46,7 +46,7 @@ class Trainer:
         self.world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         self.packs = open_packs(list(config.data))
         torch.manual_seed(config.seed)
-        self.model = _starting_model(config).to(self.device, memory_format=torch.channels_last)
+        self.model = _starting_model(config).to(self.device).to(memory_format=torch.channels_last)
         self._choose_parameters()
         self.average = {name: value.detach().clone() for name, value in self._learned().items()}
         self.dense = DenseHead(self.model.config, ClassList(self.packs)).to(self.device) \
@@ -206,7 +206,7 @@ class Trainer:
 
     def _wrapped(self) -> nn.Module:
         if not hasattr(self, "_step_module"):
-            module = InteractiveStep(self.model, self.config, self.dense)
+            module: nn.Module = InteractiveStep(self.model, self.config, self.dense)
             if self.world > 1:
                 module = nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
             self._step_module = module
