@@ -43,6 +43,7 @@ class Record:
         dataset: code of its set.
         name: identifier in the output.
         group: patient or volume, unique over all sets.
+        person: the same, but equal for a patient whom several sources know; decides the split and is not written.
         space: sets that are split together.
         source_file: where it came from.
         verdicts: one a mask.
@@ -54,6 +55,7 @@ class Record:
     dataset: str
     name: str
     group: str
+    person: str
     space: str
     source_file: Path
     verdicts: list[MaskVerdict]
@@ -110,7 +112,7 @@ def curate(sources: list[SourceSet], output: Path, *, seed: int = 0, thresholds:
         thresholds: of the review; None = the defaults.
         review: False keeps every non-empty mask unmeasured.
         patient_pattern: regular expression searched in an image's name; its first group (or the whole match) tells
-            patients apart. Default: what the layout tells.
+            patients apart, over all sources. Default: what the layout tells.
         overwrite: replace an earlier output of this function.
         progress: called with (done, total, data set) after every image or volume.
 
@@ -173,8 +175,9 @@ class _Run:
                 names.setdefault(verdict.label, f"label {verdict.label}")
         if kept:
             writer.add(found, name, kept)
-        record = Record(dataset=source.code, name=name, group=f"{source.group_space}/{self._group(found)}",
-                        space=source.group_space, source_file=found.source_file, verdicts=verdicts,
+        group, person = self._group(source, found)
+        record = Record(dataset=source.code, name=name, group=group, person=person, space=source.group_space,
+                        source_file=found.source_file, verdicts=verdicts,
                         fingerprint=fingerprint(found.image) if kept else None, split=found.split)
         self.curation.records.append(record)
         for verdict in verdicts:
@@ -199,16 +202,19 @@ class _Run:
                bad_files=[(str(bad.path), bad.reason) for bad in self.curation.bad_files],
                duplicates=self.curation.duplicates, galleries=galleries).write(self.folder / REPORT_FILE)
 
-    def _group(self, item: Item) -> str:
+    def _group(self, source: SourceSet, item: Item) -> tuple[str, str]:
+        """A record's ``group`` and ``person``."""
         match = self.pattern.search(item.identifier) if self.pattern else None
-        if match is None:
-            return item.group
-        return match.group(1) if self.pattern.groups and match.group(1) is not None else match.group(0)
+        if match:
+            patient = match.group(1) if self.pattern.groups and match.group(1) is not None else match.group(0)
+            return f"{source.group_space}/{patient}", f"patient {patient}"
+        group = f"{source.group_space}/{item.group}"
+        return group, f"person {source.people[item.group]}" if item.group in source.people else group
 
     def _split(self) -> None:
         """Decide the splits, and take back what would stand in two of them."""
         records = [record for record in self.curation.records if record.fingerprint]
-        groups = [record.group for record in records]
+        groups = [record.person for record in records]
         duplicates = find_duplicates([record.fingerprint for record in records], groups)
         splits = assign_splits(groups, [record.split for record in records], [record.space for record in records],
                                duplicates, self.seed)
@@ -338,22 +344,29 @@ def _write_table(path: Path, records: list[Record], label_names: dict[str, dict[
 
 @contextmanager
 def _atomic_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder beside the output that takes its place at the end, or vanishes on any error."""
+    """Yield a temporary folder beside the output that takes its place at the end, or vanishes on any error.
+
+    Raises:
+        DataError: the output is there already, is not ours to replace, or cannot be written.
+    """
     if output.exists():
         if not overwrite:
             raise DataError(f"{output}: already exists; choose another folder or pass --overwrite.")
         if not output.is_dir() or (any(output.iterdir()) and not (output / REVIEW_FILE).exists()):
             raise DataError(f"{output}: not the output of an earlier curation, so it is not replaced.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        fresh, old = Path(temporary, "new"), Path(temporary, "old")
-        fresh.mkdir()
-        yield fresh
-        if output.exists():
-            output.rename(old)
-        try:
-            fresh.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+            fresh, old = Path(temporary, "new"), Path(temporary, "old")
+            fresh.mkdir()
+            yield fresh
+            if output.exists():
+                output.rename(old)
+            try:
+                fresh.rename(output)
+            except OSError:
+                if old.exists():
+                    old.rename(output)
+                raise
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error.strerror or error}).") from error
