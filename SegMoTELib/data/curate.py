@@ -18,7 +18,14 @@ from PIL import Image
 
 from SegMoTELib.data.items import BadFile, Item, SourceSet
 from SegMoTELib.data.report import Report, Thumbnail, thumbnail
-from SegMoTELib.data.review import MaskVerdict, ReviewThresholds, measurement_names, reason_kind, review_labels
+from SegMoTELib.data.review import (
+    BORDER,
+    MaskVerdict,
+    ReviewThresholds,
+    measurement_names,
+    reason_kind,
+    review_labels,
+)
 from SegMoTELib.data.splits import (
     SPLITS,
     Duplicate,
@@ -32,6 +39,7 @@ from SegMoTELib.data.writer import PackWriter
 from SegMoTELib.errors import DataError
 
 REVIEW_FILE, REPORT_FILE = "review.csv", "report.html"
+FAINT_LEAST = 4  # masks of a label; of fewer, most is no rule
 THUMBNAILS = 12  # of one kind, so that the report of a large set still opens
 
 
@@ -83,12 +91,14 @@ class Curation:
         records: one an image read.
         bad_files: what could not be used, and why.
         duplicates: (image, other image, what was done).
+        faint: (data set, label, masks refused for their border, masks in all), where that is most of them.
     """
 
     output: Path
     records: list[Record] = field(default_factory=list)
     bad_files: list[BadFile] = field(default_factory=list)
     duplicates: list[tuple[str, str, str]] = field(default_factory=list)
+    faint: list[tuple[str, str, int, int]] = field(default_factory=list)
 
     def summary(self) -> str:
         """Return one sentence with the counts."""
@@ -187,6 +197,7 @@ class _Run:
     def finish(self, sources: list[SourceSet]) -> None:
         """Split, refuse duplicates, write descriptions, table and report."""
         self.curation.bad_files = [bad for source in sources for bad in self.bad_files[source.code]]
+        self.curation.faint = _faint_labels(self.curation.records, self.label_names)
         self._split()
         galleries = [("Kept", "kept", sum(len(record.kept_labels) for record in self.curation.records),
                       self._kept_thumbnails())]
@@ -200,7 +211,8 @@ class _Run:
                reasons=counts.most_common(),
                thresholds=list(asdict(self.thresholds).items()) if self.thresholds else [],
                bad_files=[(str(bad.path), bad.reason) for bad in self.curation.bad_files],
-               duplicates=self.curation.duplicates, galleries=galleries).write(self.folder / REPORT_FILE)
+               duplicates=self.curation.duplicates, faint=self.curation.faint,
+               galleries=galleries).write(self.folder / REPORT_FILE)
 
     def _group(self, source: SourceSet, item: Item) -> tuple[str, str]:
         """A record's ``group`` and ``person``."""
@@ -312,6 +324,18 @@ def _reason_counts(records: list[Record]) -> Counter:
             if record.refusal and verdict.accepted:
                 counts[reason_kind(record.refusal)] += 1
     return counts
+
+
+def _faint_labels(records: list[Record], label_names: dict[str, dict[int, str]]) -> list[tuple[str, str, int, int]]:
+    refused: Counter = Counter()
+    total: Counter = Counter()
+    for record in records:
+        for verdict in record.verdicts:
+            key = record.dataset, label_names[record.dataset].get(verdict.label, "no label")
+            total[key] += 1
+            refused[key] += BORDER in map(reason_kind, verdict.reasons)
+    return [(*key, refused[key], total[key]) for key in total if total[key] >= FAINT_LEAST
+            and refused[key] > total[key] / 2]
 
 
 def _duplicate_row(one: Duplicate, records: list[Record]) -> tuple[str, str, str]:

@@ -114,7 +114,7 @@ class Pack:
             DataError: no image of this name, or a name that leads out of the data set.
         """
         if Path(identifier).is_absolute() or ".." in Path(identifier).parts:
-            raise DataError(f"{self.folder / 'dataset.json'}: {identifier!r} is not the name of an image in this folder.")
+            raise DataError(f"{self.folder / 'dataset.json'}: {identifier!r} is not the name of an image in it.")
         instances_path = self.folder / "instances" / f"{identifier}.png"
         spacing = (self.info.get("spacing_mm") or {}).get(identifier)
         return Sample(

@@ -23,21 +23,19 @@ from SegMoTELib.data.readers.common import DESCRIPTION, carried_info, indexed_la
 from SegMoTELib.errors import DataError
 
 HEADER_TAGS = ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "PixelSpacing",
-               "ImagerPixelSpacing", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
-               "PhotometricInterpretation"]
+               "ImagerPixelSpacing", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"]
 
 
 @dataclass
 class Series:
     """The image files of one series: (position along the normal, SOP instance UID, path), and where it comes from.
 
-    A patient without an identifier is the study. ``inverted``: low values are bright (MONOCHROME1).
+    A patient without an identifier is the study.
     """
 
     modality: str
     patient: str
     spacing_mm: tuple[float, float] | None
-    inverted: bool
     files: list[tuple[float, str, Path]] = field(default_factory=list)
 
 
@@ -111,8 +109,7 @@ def _scan(folder: Path) -> tuple[dict[str, Series], list[Path], list[BadFile]]:
         spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
         one = series.setdefault(str(header.get("SeriesInstanceUID", uid)), Series(
             modality, str(header.get("PatientID") or header.get("StudyInstanceUID") or uid),
-            tuple(map(float, spacing)) if spacing else None,
-            header.get("PhotometricInterpretation") == "MONOCHROME1"))
+            tuple(map(float, spacing)) if spacing else None))
         one.files.append((_position(header), uid, path))
     for one in series.values():
         one.files.sort(key=lambda entry: entry[:2])
@@ -144,8 +141,6 @@ def _read(path: Path, series: Series, identifier: str, group: str, labels: dict[
     if len(set(instances)) not in (1, len(instances)):
         raise DataError(f"{path}: its series has several multi-frame files; give each a folder of its own.")
     pixels = to_8_bit(np.stack(frames), modality_name(series.modality), ct_window)
-    if series.inverted:
-        pixels = 255 - pixels
     masks, indices = _read_masks(path, [uid for uid, _ in instances], labels)
     if masks.shape[1:3] != pixels.shape[1:3]:
         raise DataError(f"{path}: {masks.shape[1]}x{masks.shape[2]} pixels, but its images have "
