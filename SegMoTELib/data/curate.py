@@ -210,7 +210,8 @@ class _Run:
         Report(summary=self.curation.summary(), sets=[self._row(source) for source in sources],
                reasons=counts.most_common(),
                thresholds=list(asdict(self.thresholds).items()) if self.thresholds else [],
-               bad_files=[(str(bad.path), bad.reason) for bad in self.curation.bad_files],
+               bad_files=[(str(bad.path), bad.reason.removeprefix(f"{bad.path}: "))
+                          for bad in self.curation.bad_files],
                duplicates=self.curation.duplicates, faint=self.curation.faint,
                galleries=galleries).write(self.folder / REPORT_FILE)
 

@@ -111,12 +111,15 @@ class Pack:
         """Return one sample by its name.
 
         Raises:
-            DataError: no image of this name, or a name that leads out of the data set.
+            DataError: no image of this name, a name that leads out of the data set, or a spacing that is none.
         """
         if Path(identifier).is_absolute() or ".." in Path(identifier).parts:
             raise DataError(f"{self.folder / 'dataset.json'}: {identifier!r} is not the name of an image in it.")
         instances_path = self.folder / "instances" / f"{identifier}.png"
-        spacing = (self.info.get("spacing_mm") or {}).get(identifier)
+        spacing = self.info.get("spacing_mm")
+        spacing = spacing.get(identifier) if isinstance(spacing, dict) else spacing
+        if spacing is not None and not (isinstance(spacing, list) and len(spacing) == 2):
+            raise DataError(f"{self.folder / 'dataset.json'}: spacing_mm of {identifier!r} must be [row, column].")
         return Sample(
             dataset=self.code, identifier=identifier, modality=self.modality,
             image_path=self._image_path(identifier), label_path=self.folder / "labels" / f"{identifier}.png",

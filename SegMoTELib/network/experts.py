@@ -16,7 +16,7 @@ from torch import Tensor, nn
 NOISE_FLOOR = 1e-2  # smallest standard deviation of the routing noise (released SegMoTE)
 # Fresh routers that can learn start decided: what tells images apart is a part of every token only, and with scores of
 # unit size it drowns in the noise, and the balance loss evens the probabilities out before the experts differ.
-LEARNED_SCORES = 4.0
+LEARNED_SCORES = 2.0
 
 
 @dataclass
