@@ -21,9 +21,11 @@ from SegMoTELib.errors import DataError, SegMoTEError
               help="HU window for CT that is not 8 bit yet.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split.")
 @click.option("--no-review", is_flag=True, help="Keep every mask, unmeasured.")
+@click.option("--min-border", type=click.FloatRange(min=0), default=0.25, show_default=True, metavar="NUMBER",
+              help="How well a mask's border must follow the image; 0 for objects without a visible edge.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 def command(sources: tuple[Path, ...], output: Path, layout: str, patient: str | None,
-            ct_window: tuple[float, float], seed: int, no_review: bool, overwrite: bool) -> None:
+            ct_window: tuple[float, float], seed: int, no_review: bool, min_border: float, overwrite: bool) -> None:
     """Build reviewed data sets from SOURCE folders.
 
     A source is a data set (or a folder of data sets) in the pack's layout, an nnU-Net raw folder, the published
@@ -34,6 +36,7 @@ def command(sources: tuple[Path, ...], output: Path, layout: str, patient: str |
         from tqdm import tqdm
 
         from SegMoTELib.data.curate import REPORT_FILE, curate
+        from SegMoTELib.data.review import ReviewThresholds
         from SegMoTELib.data.sources import open_sources
 
         _refuse_nesting(sources, output)
@@ -47,9 +50,12 @@ def command(sources: tuple[Path, ...], output: Path, layout: str, patient: str |
             bar.update(done - bar.n)
 
         result = curate(found, output, seed=seed, review=not no_review, patient_pattern=patient, overwrite=overwrite,
-                        progress=show)
+                        thresholds=ReviewThresholds(min_border_plausibility=min_border), progress=show)
     for bad in result.bad_files:
         click.echo(f"skipped {bad.path}: {bad.reason.removeprefix(f'{bad.path}: ')}", err=True)
+    for code, label, refused, total in result.faint:
+        click.echo(f"{code}, {label}: {refused} of {total} masks rejected, because their border follows nothing that "
+                   "can be seen; if they are right, curate with --min-border 0", err=True)
     click.echo(f"{result.summary()} See {output / REPORT_FILE}")
 
 

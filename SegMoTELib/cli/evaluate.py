@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from SegMoTELib.errors import SegMoTEError
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images per data set, drawn by seed.")
 @click.option("--no-baselines", is_flag=True, help="Leave out the frozen base and the classical tools.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+              help="Processes that share the images; as many as cores is fastest on a CPU.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
               help="Write the summary with intervals.")
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
@@ -25,7 +28,7 @@ from SegMoTELib.errors import SegMoTEError
 @click.option("--sheet", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
               help="Draw best, median and worst cases of every mode into a PNG.")
 def command(first_data: tuple[Path, ...], more_data: tuple[Path, ...], model: str, split: str, limit: int | None,
-            no_baselines: bool, json_file: str | None, csv_file: str | None, sheet: str | None) -> None:
+            no_baselines: bool, workers: int, json_file: str | None, csv_file: str | None, sheet: str | None) -> None:
     """Measure a model on labelled images: box, simulated clicks and prompt-free, against baselines."""
     try:
         import monai.metrics  # noqa: F401  (surface Dice; better missed now than at every image)
@@ -46,7 +49,8 @@ def command(first_data: tuple[Path, ...], more_data: tuple[Path, ...], model: st
             bar.set_postfix_str(name, refresh=False)
             bar.update(done - bar.n)
 
-        result = evaluate(packs, predictor, split, baselines=not no_baselines, limit=limit, progress=show)
+        result = evaluate(packs, predictor, split, baselines=not no_baselines, limit=limit, progress=show,
+                          workers=workers, load=partial(load_predictor, model))
     result.settings["model"] = model
     click.echo(format_evaluation(result), nl=False)
     if json_file:

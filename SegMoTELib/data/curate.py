@@ -18,7 +18,14 @@ from PIL import Image
 
 from SegMoTELib.data.items import BadFile, Item, SourceSet
 from SegMoTELib.data.report import Report, Thumbnail, thumbnail
-from SegMoTELib.data.review import MaskVerdict, ReviewThresholds, measurement_names, reason_kind, review_labels
+from SegMoTELib.data.review import (
+    BORDER,
+    MaskVerdict,
+    ReviewThresholds,
+    measurement_names,
+    reason_kind,
+    review_labels,
+)
 from SegMoTELib.data.splits import (
     SPLITS,
     Duplicate,
@@ -32,6 +39,7 @@ from SegMoTELib.data.writer import PackWriter
 from SegMoTELib.errors import DataError
 
 REVIEW_FILE, REPORT_FILE = "review.csv", "report.html"
+FAINT_LEAST = 4  # masks of a label; of fewer, most is no rule
 THUMBNAILS = 12  # of one kind, so that the report of a large set still opens
 
 
@@ -43,6 +51,7 @@ class Record:
         dataset: code of its set.
         name: identifier in the output.
         group: patient or volume, unique over all sets.
+        person: the same, but equal for a patient whom several sources know; decides the split and is not written.
         space: sets that are split together.
         source_file: where it came from.
         verdicts: one a mask.
@@ -54,6 +63,7 @@ class Record:
     dataset: str
     name: str
     group: str
+    person: str
     space: str
     source_file: Path
     verdicts: list[MaskVerdict]
@@ -81,12 +91,14 @@ class Curation:
         records: one an image read.
         bad_files: what could not be used, and why.
         duplicates: (image, other image, what was done).
+        faint: (data set, label, masks refused for their border, masks in all), where that is most of them.
     """
 
     output: Path
     records: list[Record] = field(default_factory=list)
     bad_files: list[BadFile] = field(default_factory=list)
     duplicates: list[tuple[str, str, str]] = field(default_factory=list)
+    faint: list[tuple[str, str, int, int]] = field(default_factory=list)
 
     def summary(self) -> str:
         """Return one sentence with the counts."""
@@ -110,7 +122,7 @@ def curate(sources: list[SourceSet], output: Path, *, seed: int = 0, thresholds:
         thresholds: of the review; None = the defaults.
         review: False keeps every non-empty mask unmeasured.
         patient_pattern: regular expression searched in an image's name; its first group (or the whole match) tells
-            patients apart. Default: what the layout tells.
+            patients apart, over all sources. Default: what the layout tells.
         overwrite: replace an earlier output of this function.
         progress: called with (done, total, data set) after every image or volume.
 
@@ -173,8 +185,9 @@ class _Run:
                 names.setdefault(verdict.label, f"label {verdict.label}")
         if kept:
             writer.add(found, name, kept)
-        record = Record(dataset=source.code, name=name, group=f"{source.group_space}/{self._group(found)}",
-                        space=source.group_space, source_file=found.source_file, verdicts=verdicts,
+        group, person = self._group(source, found)
+        record = Record(dataset=source.code, name=name, group=group, person=person, space=source.group_space,
+                        source_file=found.source_file, verdicts=verdicts,
                         fingerprint=fingerprint(found.image) if kept else None, split=found.split)
         self.curation.records.append(record)
         for verdict in verdicts:
@@ -184,6 +197,7 @@ class _Run:
     def finish(self, sources: list[SourceSet]) -> None:
         """Split, refuse duplicates, write descriptions, table and report."""
         self.curation.bad_files = [bad for source in sources for bad in self.bad_files[source.code]]
+        self.curation.faint = _faint_labels(self.curation.records, self.label_names)
         self._split()
         galleries = [("Kept", "kept", sum(len(record.kept_labels) for record in self.curation.records),
                       self._kept_thumbnails())]
@@ -196,19 +210,24 @@ class _Run:
         Report(summary=self.curation.summary(), sets=[self._row(source) for source in sources],
                reasons=counts.most_common(),
                thresholds=list(asdict(self.thresholds).items()) if self.thresholds else [],
-               bad_files=[(str(bad.path), bad.reason) for bad in self.curation.bad_files],
-               duplicates=self.curation.duplicates, galleries=galleries).write(self.folder / REPORT_FILE)
+               bad_files=[(str(bad.path), bad.reason.removeprefix(f"{bad.path}: "))
+                          for bad in self.curation.bad_files],
+               duplicates=self.curation.duplicates, faint=self.curation.faint,
+               galleries=galleries).write(self.folder / REPORT_FILE)
 
-    def _group(self, item: Item) -> str:
+    def _group(self, source: SourceSet, item: Item) -> tuple[str, str]:
+        """A record's ``group`` and ``person``."""
         match = self.pattern.search(item.identifier) if self.pattern else None
-        if match is None:
-            return item.group
-        return match.group(1) if self.pattern.groups and match.group(1) is not None else match.group(0)
+        if match:
+            patient = match.group(1) if self.pattern.groups and match.group(1) is not None else match.group(0)
+            return f"{source.group_space}/{patient}", f"patient {patient}"
+        group = f"{source.group_space}/{item.group}"
+        return group, f"person {source.people[item.group]}" if item.group in source.people else group
 
     def _split(self) -> None:
         """Decide the splits, and take back what would stand in two of them."""
         records = [record for record in self.curation.records if record.fingerprint]
-        groups = [record.group for record in records]
+        groups = [record.person for record in records]
         duplicates = find_duplicates([record.fingerprint for record in records], groups)
         splits = assign_splits(groups, [record.split for record in records], [record.space for record in records],
                                duplicates, self.seed)
@@ -308,6 +327,18 @@ def _reason_counts(records: list[Record]) -> Counter:
     return counts
 
 
+def _faint_labels(records: list[Record], label_names: dict[str, dict[int, str]]) -> list[tuple[str, str, int, int]]:
+    refused: Counter = Counter()
+    total: Counter = Counter()
+    for record in records:
+        for verdict in record.verdicts:
+            key = record.dataset, label_names[record.dataset].get(verdict.label, "no label")
+            total[key] += 1
+            refused[key] += BORDER in map(reason_kind, verdict.reasons)
+    return [(*key, refused[key], total[key]) for key in total if total[key] >= FAINT_LEAST
+            and refused[key] > total[key] / 2]
+
+
 def _duplicate_row(one: Duplicate, records: list[Record]) -> tuple[str, str, str]:
     first, second = records[one.first], records[one.second]
     refused = next((record for record in (first, second) if record.refusal), None)
@@ -338,22 +369,29 @@ def _write_table(path: Path, records: list[Record], label_names: dict[str, dict[
 
 @contextmanager
 def _atomic_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """Yield a temporary folder beside the output that takes its place at the end, or vanishes on any error."""
+    """Yield a temporary folder beside the output that takes its place at the end, or vanishes on any error.
+
+    Raises:
+        DataError: the output is there already, is not ours to replace, or cannot be written.
+    """
     if output.exists():
         if not overwrite:
             raise DataError(f"{output}: already exists; choose another folder or pass --overwrite.")
         if not output.is_dir() or (any(output.iterdir()) and not (output / REVIEW_FILE).exists()):
             raise DataError(f"{output}: not the output of an earlier curation, so it is not replaced.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
-        fresh, old = Path(temporary, "new"), Path(temporary, "old")
-        fresh.mkdir()
-        yield fresh
-        if output.exists():
-            output.rename(old)
-        try:
-            fresh.rename(output)
-        except OSError:
-            if old.exists():
-                old.rename(output)
-            raise
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
+            fresh, old = Path(temporary, "new"), Path(temporary, "old")
+            fresh.mkdir()
+            yield fresh
+            if output.exists():
+                output.rename(old)
+            try:
+                fresh.rename(output)
+            except OSError:
+                if old.exists():
+                    old.rename(output)
+                raise
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error.strerror or error}).") from error

@@ -14,7 +14,7 @@ def to_8_bit(values: np.ndarray, modality: str, ct_window: tuple[float, float] =
     """Map intensities to uint8; uint8 input comes back as it is.
 
     CT is mapped by a window in HU, everything else linearly between the 0.5 and 99.5 percentiles of the array, so a
-    volume must come as a whole.
+    volume must come as a whole. So is CT in unsigned integers, which cannot hold HU.
 
     Args:
         values: any shape and numeric dtype; HU for CT.
@@ -29,11 +29,12 @@ def to_8_bit(values: np.ndarray, modality: str, ct_window: tuple[float, float] =
     """
     if values.dtype == np.uint8:
         return values
+    in_hu = modality == "CT" and values.dtype.kind in "if"
     values = values.astype(np.float32)
     finite = np.isfinite(values)
     if not finite.any():
         raise DataError("the image holds no finite value")
-    if modality == "CT":
+    if in_hu:
         centre, width = ct_window
         low, high = centre - width / 2, centre + width / 2
     else:

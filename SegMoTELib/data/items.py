@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from SegMoTELib.errors import DataError
 
 MODALITY_NAMES = {"ct": "CT", "mr": "MR", "mri": "MR", "pt": "PET", "pet": "PET", "us": "ultrasound",
                   "ultrasound": "ultrasound"}
+ROUNDING = 1e-4  # how far a label stored as a scaled float may lie from its whole number
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class SourceSet:
         references: what to read.
         bad_files: files found unusable while listing.
         group_space: sets of the same space share their groups (the channels of one study).
+        people: group -> who it is in any source, where the source tells; never written.
     """
 
     code: str
@@ -90,11 +93,12 @@ class SourceSet:
     references: list[Reference]
     bad_files: list[BadFile] = field(default_factory=list)
     group_space: str = ""
+    people: dict[str, str] = field(default_factory=dict)
 
 
 def safe_name(text: str) -> str:
-    """Return a text as a portable file name: letters, digits, dot, dash and underscore."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._") or "unnamed"
+    """Return a text as a portable file name: letters of any script, digits, dot, dash and underscore."""
+    return re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("._") or "unnamed"
 
 
 def modality_name(text: object) -> str:
@@ -109,6 +113,12 @@ def group_from_name(name: str) -> str:
     ``ABD_001_100`` is slice 100 of ``ABD_001``; ``ISIC_0012092`` has one number only, so it stands for itself.
     """
     match = re.fullmatch(r"(.*\d.*?)[_-][a-z]?\d+", name)
+    return match.group(1) if match else volume_from_name(name)
+
+
+def volume_from_name(name: str) -> str:
+    """Return the volume of a slice whose name ends in its axis and index (``scan_z012``), or the name itself."""
+    match = re.fullmatch(r"(.+)_[xyz]\d+(?:_layer\d+)?", name)
     return match.group(1) if match else name
 
 
@@ -116,17 +126,20 @@ def index_map(values: np.ndarray, path: Path, labels: dict[int, str]) -> np.ndar
     """Return a label array as uint8, checked.
 
     Args:
-        values: integers, or floats that are whole numbers.
+        values: integers, or floats that are whole numbers but for the rounding of a stored scale.
         path: named in errors.
         labels: the values allowed beside 0; empty = any.
 
     Raises:
         DataError: non-integer, negative or too large values, or values without a name.
     """
+    if values.dtype.kind not in "uib":
+        whole = np.round(values)
+        wrong = ~(np.abs(values - whole) <= ROUNDING)  # NaN and infinities are wrong, too
+        if wrong.any():
+            raise DataError(f"{path}: labels must be integers, found values such as {values[wrong].flat[0]:.6g}.")
+        values = whole
     found = np.unique(values)
-    if values.dtype.kind not in "uib" and not (np.isfinite(found).all() and (found == np.round(found)).all()):
-        example = found[found != np.round(found)][0] if np.isfinite(found).all() else "NaN"
-        raise DataError(f"{path}: labels must be integers, found values such as {example}.")
     if found[0] < 0 or found[-1] > 255:
         raise DataError(f"{path}: label values {found[0]:g} to {found[-1]:g}; the layout holds 0 to 255.")
     unknown = sorted({int(value) for value in found} - {0} - set(labels)) if labels else []

@@ -45,9 +45,12 @@ class Sample:
         """Return the image, uint8, (H, W) for grey or (H, W, 3) for RGB.
 
         Raises:
-            DataError: the file is missing or is not a readable image.
+            DataError: the file is missing, not a readable image, or not of 8 bits.
         """
         with _open(self.image_path) as image:
+            if image.mode == "F" or image.mode.startswith("I"):
+                raise DataError(f"{self.image_path}: more than 8 bits a pixel, but the layout holds 8-bit images; "
+                                "convert the data set with segmote curate.")
             return _decode(image, self.image_path, None if image.mode == "L" else "RGB")
 
     def load_label(self) -> np.ndarray:
@@ -108,10 +111,15 @@ class Pack:
         """Return one sample by its name.
 
         Raises:
-            DataError: no image of this name.
+            DataError: no image of this name, a name that leads out of the data set, or a spacing that is none.
         """
+        if Path(identifier).is_absolute() or ".." in Path(identifier).parts:
+            raise DataError(f"{self.folder / 'dataset.json'}: {identifier!r} is not the name of an image in it.")
         instances_path = self.folder / "instances" / f"{identifier}.png"
-        spacing = (self.info.get("spacing_mm") or {}).get(identifier)
+        spacing = self.info.get("spacing_mm")
+        spacing = spacing.get(identifier) if isinstance(spacing, dict) else spacing
+        if spacing is not None and not (isinstance(spacing, list) and len(spacing) == 2):
+            raise DataError(f"{self.folder / 'dataset.json'}: spacing_mm of {identifier!r} must be [row, column].")
         return Sample(
             dataset=self.code, identifier=identifier, modality=self.modality,
             image_path=self._image_path(identifier), label_path=self.folder / "labels" / f"{identifier}.png",
@@ -139,13 +147,21 @@ def open_pack(folder: str | Path) -> Pack:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         labels = {int(index): str(name) for index, name in info["labels"].items() if int(index) != 0}
-        if not isinstance(info["splits"], dict):
-            raise TypeError("'splits' is not an object")
+        info["splits"] = {split: [str(identifier) for identifier in _listed(identifiers, split)]
+                          for split, identifiers in info["splits"].items()}
     except FileNotFoundError:
         raise DataError(f"{folder}: no dataset.json; is this a data set in the pack's layout?") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise DataError(f"{path}: not a data set description ({error!r}).") from error
+    except KeyError as error:
+        raise DataError(f"{path}: not a data set description: {error} is missing.") from None
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise DataError(f"{path}: not a data set description ({error}).") from error
     return Pack(folder=folder, info=info, labels=labels)
+
+
+def _listed(identifiers: object, split: str) -> list:
+    if not isinstance(identifiers, list | None):
+        raise TypeError(f"split {split!r} is not a list of image names")
+    return identifiers or []
 
 
 def open_packs(folders: list[str | Path]) -> list[Pack]:

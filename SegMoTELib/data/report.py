@@ -43,6 +43,9 @@ map; the source files are unchanged.</p>
 <table><tr><th>reason</th><th class=n>masks</th></tr>
 {% for kind, count in reasons %}<tr><td>{{ kind }}</td><td class=n>{{ count }}</td></tr>{% endfor %}</table>
 {% else %}<p>Nothing was rejected.</p>{% endif %}
+{% for code, label, refused, total in faint %}<p><strong>{{ code }}, {{ label }}:</strong> {{ refused }} of {{ total }}
+masks were rejected because their border follows nothing that can be seen. Either they are shifted, or the object has no
+visible edge: look at them below. If they are right, curate again with <code>--min-border 0</code>.</p>{% endfor %}
 <h2>Thresholds</h2>
 {% if thresholds %}<table>{% for name, value in thresholds %}<tr><td>{{ name }}</td><td class=n>{{ value }}</td></tr>
 {% endfor %}</table>{% else %}<p>The review was switched off: masks were neither measured nor judged.</p>{% endif %}
@@ -83,6 +86,7 @@ class Report:
         thresholds: (name, value); empty when the review was off.
         bad_files: (path, reason).
         duplicates: (image, other image, what was done).
+        faint: (data set, label, masks refused for their border, masks in all).
         galleries: (title, "kept" or "rejected", number of masks in all, thumbnails).
     """
 
@@ -92,6 +96,7 @@ class Report:
     thresholds: list[tuple[str, float]] = field(default_factory=list)
     bad_files: list[tuple[str, str]] = field(default_factory=list)
     duplicates: list[tuple[str, str, str]] = field(default_factory=list)
+    faint: list[tuple[str, str, int, int]] = field(default_factory=list)
     galleries: list[tuple[str, str, int, list[Thumbnail]]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:

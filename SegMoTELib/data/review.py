@@ -3,6 +3,10 @@
 All measurements are pure functions of an image and a mask, and deterministic. The defaults of ``ReviewThresholds`` were
 calibrated on 34 public data sets of ten modalities against the same masks with the image blurred, the mask shifted by
 0.4 to 0.7 of its size, and the mask speckled.
+
+The border rule turns away 86 % of the shifted masks and 14 % of the true ones, nearly all of these where no edge can be
+seen (tumours in muscle, oedema, small vessels): there a true mask and a shifted one look alike, one by one. Curation
+says so where it meets most masks of a label; whoever knows them to be right sets ``min_border_plausibility`` to 0.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from scipy import ndimage
 from skimage.color import rgb2gray
 from skimage.measure import blur_effect, shannon_entropy
 
+BORDER = "implausible border"  # kind of a reason
 EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
 SHIFTS = (0.25, 0.5, 0.75)  # of the object's size
 DIRECTIONS = 8
@@ -159,7 +164,7 @@ def _reasons(found: MaskMeasurements, limit: ReviewThresholds) -> Iterator[str]:
     for kind, value, least in (("blurred", found.sharpness, limit.min_sharpness),
                                ("low contrast", found.contrast, limit.min_contrast),
                                ("low entropy", found.entropy, limit.min_entropy),
-                               ("implausible border", found.border_plausibility, limit.min_border_plausibility)):
+                               (BORDER, found.border_plausibility, limit.min_border_plausibility)):
         if value < least:
             yield f"{kind}: {value:.3g} below {least:g}"
 
@@ -240,7 +245,7 @@ def _border_fit(evidence: _Evidence, mask: np.ndarray, size: float) -> tuple[flo
     """The gradient across the border over its mean and maximum for shifted copies; (1, 1) where none can be made."""
     border = ndimage.binary_dilation(mask) & ~ndimage.binary_erosion(mask, border_value=1)
     rows, columns = np.nonzero(border)
-    if rows.size == 0:
+    if rows.size == 0 or min(mask.shape) < 2:
         return 1.0, 1.0
     normal = np.stack(np.gradient(ndimage.gaussian_filter(mask.astype(np.float32), NORMAL_SIGMA)))[:, rows, columns]
     normal /= np.linalg.norm(normal, axis=0) + 1e-6

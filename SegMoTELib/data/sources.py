@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from SegMoTELib.data.grey_levels import CT_WINDOW
-from SegMoTELib.data.items import SourceSet
-from SegMoTELib.data.readers.common import DESCRIPTION, read_description
+from SegMoTELib.data.items import BadFile, SourceSet, safe_name
+from SegMoTELib.data.readers.common import DESCRIPTION, carried_info, read_description
 from SegMoTELib.errors import DataError
 
 LAYOUTS = ("pack", "nnunet", "imis", "pairs", "dicom")
@@ -18,24 +19,37 @@ def open_sources(folders: list[Path], layout: str = "auto",
                  ct_window: tuple[float, float] = CT_WINDOW) -> list[SourceSet]:
     """List the data sets in some folders; nothing but descriptions and headers is read yet.
 
+    A data set whose description cannot be used is reported as a bad file when there are others.
+
     Args:
         folders: data set folders, or folders of data set folders (each with a ``dataset.json``).
         layout: one of ``LAYOUTS`` or "auto".
         ct_window: (centre, width) in HU for CT that is not 8 bit yet.
 
     Returns:
-        Data sets with unique codes, in the order given.
+        Data sets with unique codes, in the order given; a folder that is named twice comes once.
 
     Raises:
         DataError: a folder that does not exist or holds nothing that can be read.
     """
-    sets: list[SourceSet] = []
+    if not ct_window[1] > 0:
+        raise DataError(f"a CT window of {ct_window[1]:g} HU has no width; the centre comes first, then the width.")
+    found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder.")
-        for one in _set_folders(folder):
+        for one in _set_folders(Path(os.path.abspath(folder))):  # "." has no name to call a data set by
+            found.setdefault(one.resolve(), one)
+    sets: list[SourceSet] = []
+    for one in found.values():
+        try:
             name = detect_layout(one) if layout == "auto" else layout
             sets += import_module(f"SegMoTELib.data.readers.{name}").read(one, ct_window)
+        except DataError as error:
+            if len(found) == 1:
+                raise
+            sets.append(SourceSet(safe_name(one.name), "unknown", {}, carried_info({}, one), [],
+                                  [BadFile(one / DESCRIPTION, str(error))]))
     if not any(one.references or one.bad_files for one in sets):
         raise DataError(f"{', '.join(map(str, folders))}: no image with a label found.")
     return _with_unique_codes(sets)

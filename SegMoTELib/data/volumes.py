@@ -19,6 +19,7 @@ from SegMoTELib.errors import DataError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+NIFTI_HEADER = 348  # bytes; a NIfTI file starts with this number
 GEOMETRY_TOLERANCE = 1e-2  # mm for origins and spacings, cosine for directions
 
 
@@ -58,26 +59,37 @@ def stem(path: Path) -> str:
     return path.stem
 
 
-def read_raster(path: Path) -> Raster:
+def read_raster(path: Path, label: bool = False) -> Raster:
     """Read a picture or a volume; volumes are brought to LPS axis order without resampling.
 
+    Args:
+        path: the file. label: it holds labels: a palette's indices, not its colours, and nothing that was compressed
+            with losses.
+
     Raises:
-        DataError: missing, unreadable, or neither 2D nor 3D.
+        DataError: missing, unreadable, neither 2D nor 3D, or labels that such a file cannot hold.
     """
     if not path.exists():
         raise DataError(f"{path}: file not found.")
     try:
         if path.name.lower().endswith(PICTURE_SUFFIXES):
-            with Image.open(path) as picture:
-                if getattr(picture, "n_frames", 1) > 1:
-                    raise DataError(f"{path}: {picture.n_frames} pages; convert a stack to NIfTI or NRRD.")
-                return Raster(np.asarray(picture), 2, None, None)
+            return _read_picture(path, label)
         if path.name.lower().endswith((".nii", ".nii.gz")):
-            _check_nifti_is_whole(path)
+            _check_nifti(path, label)
         image = sitk.ReadImage(str(path))
     except (OSError, EOFError, zlib.error, SyntaxError, RuntimeError) as error:
         raise DataError(f"{path}: not a readable image ({_last_line(error)}).") from error
     return raster_of(image, path)
+
+
+def _read_picture(path: Path, label: bool) -> Raster:
+    with Image.open(path) as picture:
+        if getattr(picture, "n_frames", 1) > 1:
+            raise DataError(f"{path}: {picture.n_frames} pages; convert a stack to NIfTI or NRRD.")
+        if label and picture.format == "JPEG":
+            raise DataError(f"{path}: JPEG changes pixel values, so it cannot hold labels; export them as PNG.")
+        as_stored = label or picture.mode in ("1", "L", "LA", "RGB", "RGBA", "F") or picture.mode.startswith("I")
+        return Raster(np.asarray(picture if as_stored else picture.convert("RGB")), 2, None, None)
 
 
 def raster_of(image: sitk.Image, path: Path) -> Raster:
@@ -120,6 +132,9 @@ def labelled_slices(identifier: str, image: Raster, labels: list[np.ndarray], mo
 
     Slices without a label are left out; a 2D image always comes back, so that an empty label can be reported.
 
+    Raises:
+        DataError: a volume without any labelled voxel.
+
     Args:
         identifier: name of the image; slices get ``_z012`` (or y, x) appended.
         image: the pixels.
@@ -130,6 +145,8 @@ def labelled_slices(identifier: str, image: Raster, labels: list[np.ndarray], mo
         split: of all slices where the source fixes it.
         ct_window: (centre, width) in HU.
     """
+    if image.dimension == 3 and not any(label.any() for label in labels):
+        raise DataError(f"{source_file}: its label is empty; no voxel is labelled.")
     pixels = to_8_bit(image.array, modality, ct_window)
     for number, label in enumerate(labels, start=1):
         layer = f"_layer{number}" if number > 1 else ""
@@ -144,18 +161,23 @@ def labelled_slices(identifier: str, image: Raster, labels: list[np.ndarray], mo
                        group, source_file, split, spacing)
 
 
-def _check_nifti_is_whole(path: Path) -> None:
-    """ITK fills what is missing from a truncated NIfTI file with zeros and says nothing, so the bytes are counted."""
+def _check_nifti(path: Path, label: bool) -> None:
+    """Count the bytes, and look for NaN in labels: ITK turns what is missing and what is no number to 0, silently."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    dimensions = int(reader.GetMetaData("dim[0]"))
+    dimensions, offset = int(reader.GetMetaData("dim[0]")), int(float(reader.GetMetaData("vox_offset")))
     voxels = math.prod(max(1, int(reader.GetMetaData(f"dim[{axis}]"))) for axis in range(1, dimensions + 1))
-    expected = float(reader.GetMetaData("vox_offset")) + voxels * int(reader.GetMetaData("bitpix")) / 8
-    found = path.stat().st_size
-    if path.name.lower().endswith(".gz"):
-        with gzip.open(path) as stream:
-            found = sum(len(block) for block in iter(lambda: stream.read(1 << 20), b""))
+    expected = offset + voxels * int(reader.GetMetaData("bitpix")) / 8
+    kind = {"16": "f4", "64": "f8"}.get(reader.GetMetaData("datatype")) if label else None
+    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as stream:
+        header = stream.read(offset)
+        found = len(header)
+        order = "<" if int.from_bytes(header[:4], "little") == NIFTI_HEADER else ">"
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            found += len(block)
+            if kind and not np.isfinite(np.frombuffer(block[:len(block) // 8 * 8], order + kind)).all():
+                raise DataError(f"{path}: labels must be integers, found NaN or infinite values.")
     if found < expected:
         raise DataError(f"{path}: not a readable image (truncated: {found} of {expected:.0f} bytes).")
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from SegMoTELib.evaluation.metrics import dice
+from SegMoTELib.evaluation.metrics import bounds, dice
 
 
 class Click(NamedTuple):
@@ -66,6 +66,10 @@ def corrective_click(truth: np.ndarray, prediction: np.ndarray, taken: tuple[Cli
         taken: clicks made before; their pixels are not clicked again.
     """
     errors = []
+    inside = bounds(truth | prediction)  # labelling costs by the pixel
+    truth, prediction = truth[inside], prediction[inside]
+    corner = Click(inside[1].start, inside[0].start, 0)
+    taken = tuple(Click(click.x - corner.x, click.y - corner.y, click.label) for click in taken)
     for wrong, label in ((truth & ~prediction, 1), (prediction & ~truth, 0)):
         components, count = ndimage.label(wrong, structure=np.ones((3, 3)))
         sizes = np.bincount(components.ravel(), minlength=count + 1)
@@ -73,7 +77,7 @@ def corrective_click(truth: np.ndarray, prediction: np.ndarray, taken: tuple[Cli
     for _, negative, index, components in sorted(errors, key=lambda error: error[:3]):
         click = _deepest(components == index, 1 - negative, taken)
         if click is not None:
-            return click
+            return Click(click.x + corner.x, click.y + corner.y, click.label)
     return None
 
 

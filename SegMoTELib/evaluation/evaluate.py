@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from typing import Any
 from zlib import crc32
 
@@ -23,7 +26,8 @@ Progress = Callable[[int, int, str], None]
 
 
 def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", baselines: bool = True,
-             limit: int | None = None, seed: int = 0, progress: Progress | None = None) -> Evaluation:
+             limit: int | None = None, seed: int = 0, progress: Progress | None = None, workers: int = 1,
+             load: Callable[[], Any] | None = None) -> Evaluation:
     """Evaluate a model and the baselines on one split of every data set.
 
     An image that cannot be evaluated, for whatever reason, is reported in ``failures`` and does not stop the run.
@@ -36,6 +40,9 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
         limit: at most this many images per data set, drawn with the seed.
         seed: decides which images and which single objects are drawn.
         progress: called after every image.
+        workers: processes that share the images, each with its part of the CPU's threads; the outcome is the same but
+            for the rounding of sums that other numbers of threads add up.
+        load: makes ``predictor`` anew in a worker; needed with several workers, and must be picklable.
 
     Raises:
         DataError: two data sets of one name, no image in this split, or not one that could be evaluated.
@@ -47,19 +54,16 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
     chosen = [(pack, identifier) for pack in packs for identifier in _choose(pack, split, limit, seed)]
     if not chosen:
         raise DataError(f"no images in the split {split!r} of {', '.join(codes) or 'no data'}.")
-    methods = choose_methods(predictor, baselines)
-    offered = tuple(predictor.auto_targets) if predictor is not None else ()
+    bench = _Bench(predictor, baselines, split, seed)
     result = Evaluation(settings={
         "split": split, "limit": limit, "seed": seed, "datasets": list(dict.fromkeys(pack.code for pack, _ in chosen)),
-        "methods": [method.name for method in methods], "min_target_pixels": MIN_PIXELS,
+        "methods": [method.name for method in bench.methods], "min_target_pixels": MIN_PIXELS,
         "max_instances_per_image": MAX_INSTANCES, "max_clicks": NOC_CAP, "surface_tolerance": SURFACE_TOLERANCE,
         "surface_tolerance_unit": "mm where the spacing is known, else pixels"})
-    for done, (pack, identifier) in enumerate(chosen, start=1):
-        try:
-            found = _evaluate_image(pack, split, identifier, methods, predictor, offered, seed)
-        except Exception as error:  # one bad image must not cost the hours spent on the others
-            reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-            result.failures.append(Failure(pack.code, str(identifier), reason))
+    outcomes = map(bench.evaluate, chosen) if workers == 1 else _spread(chosen, workers, load, baselines, split, seed)
+    for done, ((pack, identifier), found) in enumerate(zip(chosen, outcomes, strict=True), start=1):
+        if isinstance(found, Failure):
+            result.failures.append(found)
         else:
             found.add_to(result)
         if progress is not None:
@@ -69,6 +73,46 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
         raise DataError(f"none of {len(chosen)} images could be evaluated; {first.dataset}/{first.image}: "
                         f"{first.reason}")
     return result
+
+
+class _Bench:
+    """What one process needs to evaluate images one by one."""
+
+    def __init__(self, predictor: Any | None, baselines: bool, split: str, seed: int) -> None:
+        self.predictor, self.split, self.seed = predictor, split, seed
+        self.methods = choose_methods(predictor, baselines)
+        self.offered = tuple(predictor.auto_targets) if predictor is not None else ()
+
+    def evaluate(self, one: tuple[Pack, str]) -> _Found | Failure:
+        """Evaluate one image; whatever is wrong with it is the outcome."""
+        pack, identifier = one
+        try:
+            return _evaluate_image(pack, self.split, identifier, self.methods, self.predictor, self.offered, self.seed)
+        except Exception as error:  # one bad image must not cost the hours spent on the others
+            reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            return Failure(pack.code, str(identifier), reason)
+
+
+def _spread(chosen: list[tuple[Pack, str]], workers: int, load: Callable[[], Any] | None, baselines: bool, split: str,
+            seed: int) -> Iterator[_Found | Failure]:
+    """Outcomes in the order of the images; processes are started afresh, since torch does not survive a fork."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (load, baselines, split, seed, threads)) as pool:
+        yield from pool.map(_evaluate_here, chosen)
+
+
+def _start(load: Callable[[], Any] | None, baselines: bool, split: str, seed: int, threads: int) -> None:
+    """Prepare a worker process."""
+    global _bench
+    if load is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    _bench = _Bench(load() if load is not None else None, baselines, split, seed)
+
+
+def _evaluate_here(one: tuple[Pack, str]) -> _Found | Failure:
+    return _bench.evaluate(one)
 
 
 @dataclass
@@ -102,9 +146,9 @@ class _Found:
 
 
 def _choose(pack: Pack, split: str, limit: int | None, seed: int) -> list[str]:
-    identifiers = pack.info["splits"].get(split) or []
+    identifiers = list(dict.fromkeys(pack.info["splits"].get(split, [])))  # one listed twice counts once
     if limit is None or limit >= len(identifiers):
-        return list(identifiers)
+        return identifiers
     drawn = np.random.default_rng((seed, crc32(pack.code.encode()))).choice(len(identifiers), limit, replace=False)
     return [identifiers[index] for index in sorted(drawn)]
 

@@ -30,6 +30,8 @@ class ExpertView:
 def draw_expert_view(view: ExpertView, image: np.ndarray, mask: np.ndarray, path: str | Path) -> None:
     """Draw image with mask, the selected token's attention and the router's probabilities into a PNG.
 
+    After a prediction: ``draw_expert_view(predictor.expert_view(), image, masks[0], "experts.png")``.
+
     Args:
         image: (H, W) or (H, W, 3) uint8. mask: (H, W) bool.
     """
@@ -53,4 +55,5 @@ def draw_expert_view(view: ExpertView, image: np.ndarray, mask: np.ndarray, path
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
         axis.set(title=f"router, layer {index}", xlabel="expert", ylabel="expert token",
                  xticks=range(gates.shape[1]), yticks=range(gates.shape[0]))
-    figure.savefig(path, dpi=100)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, format="png")

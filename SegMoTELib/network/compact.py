@@ -58,10 +58,11 @@ class CompactDecoder(ExpertDecoder):
     def start_experts_from_base(self) -> None:
         """Give untrained experts the base's mask token and heads, so that adapting starts near the base's masks.
 
-        What is left to learn is what the experts add to the base's token MLP.
+        What is left to learn is what the experts add to the base's token MLP. The tokens differ as much as they are
+        alike: attention replaces most of what a token was, and equal ones would all be sent to the same expert.
         """
         tokens = self.expert_tokens.weight
-        tokens.copy_(self.mask_tokens.weight[:1] + 0.01 * torch.randn_like(tokens))
+        tokens.copy_(self.mask_tokens.weight[:1] + self.mask_tokens.weight[:1].std() * torch.randn_like(tokens))
         base_head: Any = self.output_hypernetworks_mlps[0]
         for index, layer in enumerate(base_head.layers):
             self.expert_heads.weights[index].copy_(layer.weight.t().expand_as(self.expert_heads.weights[index]))

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NOISE_FLOOR = 1e-2  # smallest standard deviation of the routing noise (released SegMoTE)
+# Fresh routers that can learn start decided: what tells images apart is a part of every token only, and with scores of
+# unit size it drowns in the noise, and the balance loss evens the probabilities out before the experts differ.
+LEARNED_SCORES = 2.0
 
 
 @dataclass
@@ -56,7 +59,7 @@ class TokenExperts(nn.Module):
         self.up = nn.Linear(rank, dim)
         self.norm = nn.LayerNorm(dim) if residual else nn.Identity()
         nn.init.trunc_normal_(self.down_weight, std=dim ** -0.5)
-        nn.init.trunc_normal_(self.gate, std=dim ** -0.5)
+        nn.init.trunc_normal_(self.gate, std=(LEARNED_SCORES if gating == "learned" else 1.0) * dim ** -0.5)
 
     def forward(self, tokens: Tensor, shared: Tensor | None = None) -> tuple[Tensor, Routing]:
         """Route (N, T, D) tokens through their experts; returns the new states, same shape, and the routing.

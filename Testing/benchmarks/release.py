@@ -27,24 +27,42 @@ PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
 MODES = ("box", "click1", "click3", "click5", "auto")
 
 
-def keep_targets(model: SegMoTE, names: list[str]) -> SegMoTE:
-    """A copy that offers only the named auto targets."""
+def released(model: SegMoTE, names: list[str], size: int) -> SegMoTE:
+    """A copy that offers only the named auto targets and sees square inputs of another side.
+
+    A convolutional model's weights do not depend on the side; everything but the targets left out stays the same.
+    """
     kept = [index for index, target in enumerate(model.config.auto_targets) if target.name in names]
-    smaller = build_model(replace(model.config, auto_targets=tuple(model.config.auto_targets[i] for i in kept)))
-    state = {name: value[kept] if name in PER_TARGET else value for name, value in model.state_dict().items()}
-    smaller.load_state_dict(state)
-    smaller.adapters_trained, smaller.auto_trained = model.adapters_trained, model.auto_trained
-    smaller.metadata = dict(model.metadata)
-    return smaller
+    targets = tuple(model.config.auto_targets[index] for index in kept)
+    copy = build_model(replace(model.config, auto_targets=targets, image_size=size))
+    copy.load_state_dict({name: value[kept] if name in PER_TARGET else value
+                          for name, value in model.state_dict().items()})
+    copy.adapters_trained, copy.auto_trained = model.adapters_trained, model.auto_trained
+    copy.metadata = dict(model.metadata)
+    return copy
 
 
-def resized(model: SegMoTE, size: int) -> SegMoTE:
-    """A copy that sees square inputs of another side; a convolutional model's weights do not depend on it."""
-    other = build_model(replace(model.config, image_size=size))
-    other.load_state_dict(model.state_dict())
-    other.adapters_trained, other.auto_trained = model.adapters_trained, model.auto_trained
-    other.metadata = dict(model.metadata)
-    return other
+def portable(metadata: dict[str, str], here: Path) -> dict[str, str]:
+    """Metadata without places of this machine: paths in training configs relative to a folder, or their end."""
+    clean = {}
+    for key, value in metadata.items():
+        try:
+            config = json.loads(value)
+        except ValueError:
+            config = None
+        if key.startswith("training_") and isinstance(config, dict) and "stage" in config:
+            config["data"] = [_portable_path(path, here) for path in config["data"]]
+            config["start"] = config["start"] and _portable_path(config["start"], here)
+            value = json.dumps(config)
+        clean[key] = value
+    return clean
+
+
+def _portable_path(path: str, here: Path) -> str:
+    place = Path(path)
+    if not place.is_absolute():
+        return path
+    return place.relative_to(here).as_posix() if place.is_relative_to(here) else "/".join(place.parts[-2:])
 
 
 def auto_dice(path: Path) -> dict[str, float]:
@@ -91,11 +109,9 @@ def weights(model: Path, size: int, validation: Path) -> None:
     for name, score in scores.items():
         click.echo(f"{name}: {score:.3f} {'kept' if name in good else 'not offered'}")
     with torch.no_grad():
-        released = resized(keep_targets(trained, good), size)
-    here = str(Path.cwd())
-    metadata = {key: value.replace(here + "/", "") for key, value in released.metadata.items()}
+        copy = released(trained, good, size)
     WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(released, WEIGHTS, {**metadata, "licence": LICENCE}, half=True)
+    save_checkpoint(copy, WEIGHTS, {**portable(copy.metadata, Path.cwd()), "licence": LICENCE}, half=True)
     click.echo(f"{WEIGHTS}: {WEIGHTS.stat().st_size / 1e6:.1f} MB")
 
 

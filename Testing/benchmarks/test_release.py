@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def model():
 
 
 def test_kept_targets_answer_as_before(model):
-    smaller = release.keep_targets(model, ["spleen", "polyp"]).eval()
+    smaller = release.released(model, ["spleen", "polyp"], 64).eval()
     assert [target.name for target in smaller.config.auto_targets] == ["polyp", "spleen"]
     embedding = model.encode(torch.randn(1, 3, 64, 64))
     with torch.no_grad():
@@ -38,11 +39,22 @@ def test_kept_targets_answer_as_before(model):
 
 
 def test_another_input_size_keeps_the_weights(model):
-    larger = release.resized(model, 96).eval()
+    larger = release.released(model, [target.name for target in TARGETS], 96).eval()
     assert larger.config.image_size == 96
     assert larger.decode(larger.encode(torch.randn(1, 3, 96, 96)), auto="nerve").logits.shape[-1] == 48
     for name, value in model.state_dict().items():
         assert torch.equal(larger.state_dict()[name], value)
+
+
+def test_places_of_this_machine_do_not_travel_with_the_weights(tmp_path):
+    config = {"stage": "adapt", "start": "/elsewhere/me/runs/base/model.safetensors", "seed": 3,
+              "data": ["../shared/pack", str(tmp_path / "data" / "pack"), "/elsewhere/me/data/other"]}
+    metadata = {"training_adapt": json.dumps(config), "training_adapt_steps": "7", "training_data": '{"a": "CC0"}',
+                "versions": "segmote 1"}
+    clean = release.portable(metadata, tmp_path)
+    assert json.loads(clean.pop("training_adapt")) == config | {
+        "start": "base/model.safetensors", "data": ["../shared/pack", "data/pack", "data/other"]}
+    assert clean == {key: value for key, value in metadata.items() if key != "training_adapt"}
 
 
 def test_scores_of_auto_targets_are_read_from_the_evaluation(tmp_path):

@@ -118,6 +118,18 @@ def test_defects_are_left_out_and_counted(a_pack, a_picture, write_png, out):
     assert not (out / "blobs" / "images" / "p2.png").exists()
 
 
+def test_objects_without_an_edge_are_told_and_kept_when_asked(a_pack, a_picture, write_png, tmp_path):
+    folder = a_pack(train=[1, 2, 3, 4, 5])
+    for seed in (1, 2, 3):  # labels where nothing is
+        write_png(folder / "labels" / f"p{seed}.png", np.roll(a_picture(seed)[1], 24, axis=1).astype(np.uint8))
+    printed = run(folder, "-o", tmp_path / "judged")
+    assert "blobs, blob: 3 of 5 masks rejected" in printed
+    assert "3 of 5\nmasks were rejected because their border" in (tmp_path / "judged" / "report.html").read_text()
+    printed = run(folder, "-o", tmp_path / "kept", "--min-border", "0")
+    assert "5 masks kept" in printed
+    assert "masks rejected, because" not in printed
+
+
 def test_without_review_every_mask_is_kept(a_pack, a_picture, write_png, out):
     folder = a_pack(train=[1, 2])
     write_png(folder / "images" / "p2.png", ndimage.gaussian_filter(a_picture(2)[0], 5))

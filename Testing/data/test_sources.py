@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import highdicom as hd
@@ -14,6 +15,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy import sparse
 
+from SegMoTELib.data.curate import curate
+from SegMoTELib.data.grey_levels import to_8_bit
 from SegMoTELib.data.items import BadFile, Item
 from SegMoTELib.data.sources import detect_layout, open_sources
 from SegMoTELib.errors import DataError
@@ -47,8 +50,8 @@ def test_a_pack_with_damaged_files_names_them(a_pack, truncate, write_png):
     items, bad = read(folder)
     assert [item.identifier for item in items["blobs"]] == ["p5"]
     reasons = [one.reason for one in bad]
-    assert [name in reason for name, reason in zip(["p1.png", "p2.png", "p3.png", "p4"], reasons, strict=True)]
-    assert "damaged" in reasons[0]
+    assert all(name in reason for name, reason in zip(["p1.png", "p2.png", "p3.png", "p4"], reasons, strict=True))
+    assert "truncated" in reasons[0]
     assert "not found" in reasons[1]
     assert "10x10" in reasons[2]
 
@@ -282,6 +285,62 @@ def test_a_damaged_dicom_slice_is_named_and_the_others_are_kept(a_dicom_folder, 
     items, bad = read(folder)
     assert {"broken.dcm", "slice7.dcm"} == {one.path.name for one in bad}
     assert len(items["study"]) == 4
+
+
+def rewrite(folder: Path, change) -> None:
+    """Change the header of every slice of a series."""
+    for path in folder.glob("slice*"):
+        one = pydicom.dcmread(path)
+        change(one)
+        one.save_as(path)
+
+
+def test_dark_and_bright_are_turned_round_where_the_header_says_so(a_dicom_folder):
+    folder, image, _ = a_dicom_folder
+    rewrite(folder, lambda one: one.update({"PhotometricInterpretation": "MONOCHROME1", "Modality": "DX"}))
+    items, _ = read(folder)
+    assert np.abs(items["study"][0].image - to_8_bit(-image, "DX")[1].astype(int)).max() <= 1
+
+
+def test_a_patient_without_an_identifier_is_known_by_the_study(a_dicom_folder):
+    folder, *_ = a_dicom_folder
+    rewrite(folder, lambda one: setattr(one, "PatientID", ""))
+    (source,) = open_sources([folder])
+    assert list(source.people) == ["patient 001"]
+    assert source.people["patient 001"].startswith("1.2.")
+
+
+def test_a_patient_in_two_dicom_folders_is_split_as_one_and_not_named(a_dicom_folder, tmp_path):
+    folder, *_ = a_dicom_folder
+    shutil.copytree(folder, tmp_path / "again")
+    found = curate(open_sources([folder, tmp_path / "again"]), tmp_path / "out")
+    assert len({record.person for record in found.records}) == 1
+    assert {record.dataset for record in found.records} == {"study", "again"}
+    assert not any("SECRET" in path.read_text(errors="ignore") for path in (tmp_path / "out").rglob("*")
+                   if path.suffix in (".json", ".csv", ".html"))
+
+
+def test_a_multi_frame_image_gives_its_frames(a_dicom_folder, tmp_path):
+    folder, _, masks = a_dicom_folder
+    slices = sorted((pydicom.dcmread(path) for path in folder.glob("slice*")), key=lambda one: one.InstanceNumber)
+    enhanced = hd.legacy.LegacyConvertedEnhancedCTImage(slices, generate_uid(), 3, generate_uid(), 1)
+    first = hd.seg.segread(folder / "seg.dcm")
+    segments = [first.get_segment_description(number) for number in first.segment_numbers]
+    segmentation = hd.seg.Segmentation([enhanced], masks, hd.seg.SegmentationTypeValues.BINARY, segments,
+                                       generate_uid(), 2, generate_uid(), 1, "maker", "model", "1", "0001")
+    other = tmp_path / "enhanced"
+    other.mkdir()
+    enhanced.save_as(other / "image.dcm")
+    segmentation.save_as(other / "seg.dcm")
+    items, bad = read(other)
+    assert bad == []
+    found = {item.identifier: item for item in items["enhanced"]}
+    assert len(found) == 6
+    image = enhanced.pixel_array - 24  # its frames are in an order of their own
+    for number in (1, 2, 3):
+        item = found[f"p001_seg001_z{number:03d}"]
+        assert np.array_equal(item.label == 1, masks[number, ..., 0])
+        assert np.array_equal(item.image, np.round(np.clip((image[number] + 160.0) / 400, 0, 1) * 255))
 
 
 def test_a_seg_without_its_series_is_named(a_dicom_folder):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from SegMoTELib.evaluation.clicks import (
     Click,
@@ -101,3 +102,11 @@ def test_number_of_clicks_is_capped_where_the_goal_is_missed():
     steps = simulate_clicks(reveal_one_row_per_click(truth), truth, most=6, least=6, enough=2.0)
     assert number_of_clicks(steps, 0.5, cap=6) == (4, True)
     assert number_of_clicks(steps, 0.9, cap=6) == (6, False)
+
+
+def test_where_the_errors_lie_in_the_image_does_not_matter():
+    rng = np.random.default_rng(0)
+    truth, found = (ndimage.gaussian_filter(rng.normal(size=(40, 50)), 3) > 0 for _ in range(2))
+    alone = corrective_click(truth, found, (Click(5, 6, 1),))
+    placed = corrective_click(*(np.pad(mask, ((30, 4), (7, 60))) for mask in (truth, found)), (Click(12, 36, 1),))
+    assert placed == Click(alone.x + 7, alone.y + 30, alone.label)

@@ -171,3 +171,15 @@ def test_tables_name_every_method_and_data_set(tmp_path, make_pack, predictor):
     for word in ("SegMoTE", "frozen base", "GrabCut", "random walker", "shapes", "CT", "surface Dice", "5 clicks",
                  "Clicks needed"):
         assert word in text
+
+
+def test_an_image_listed_twice_counts_once_and_a_spacing_that_is_none_is_named(tmp_path, make_pack, predictor):
+    folder = make_pack(tmp_path / "shapes", images=3)
+    info = json.loads((folder / "dataset.json").read_text())
+    info["splits"]["test"] = ["case1", "case1", "case2"]
+    info["spacing_mm"] = {"case2": 0.5}
+    (folder / "dataset.json").write_text(json.dumps(info))
+    result = evaluate(open_packs([folder]), predictor, baselines=False)
+    assert sum(case.mode == "box" for case in result.cases) == 2
+    (failure,) = result.failures
+    assert (failure.image, "spacing_mm of 'case2'" in failure.reason) == ("case2", True)

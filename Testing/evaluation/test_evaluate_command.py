@@ -83,3 +83,25 @@ def test_a_real_checkpoint_is_evaluated(tmp_path, make_pack):
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert sum(",SegMoTE,auto," in line for line in lines) == 1
     assert sum(",frozen base,click5," in line for line in lines) == 2
+
+
+def test_several_processes_find_what_one_finds(tmp_path, make_pack, monkeypatch):
+    import torch
+
+    from SegMoTELib.network import ModelConfig, build_model
+    from SegMoTELib.network.checkpoints import save_checkpoint
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.manual_seed(0)
+    save_checkpoint(build_model(ModelConfig.tiny()), tmp_path / "random.safetensors")
+    folder = make_pack(tmp_path / "shapes", images=3)
+    (folder / "labels" / "case1.png").write_bytes(b"broken")
+    for workers in (1, 2):
+        result = CliRunner().invoke(module.command, [
+            "--data", str(folder), "--model", str(tmp_path / "random.safetensors"), "--workers", str(workers),
+            "--csv", str(tmp_path / f"{workers}.csv"), "--json", str(tmp_path / f"{workers}.json")],
+            catch_exceptions=False)
+        assert result.exit_code == 0
+    assert (tmp_path / "1.csv").read_text() == (tmp_path / "2.csv").read_text()
+    assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
+    assert "case1.png" in (tmp_path / "2.json").read_text()

@@ -36,8 +36,8 @@ def test_the_view_agrees_with_the_prediction(a_predictor):
 def test_the_picture_is_written(a_predictor, tmp_path):
     masks, _, _ = a_predictor.predict(box=np.array([10, 10, 60, 50]))
     image = np.zeros((70, 90), np.uint8)
-    draw_expert_view(a_predictor.expert_view(), image, masks[0], tmp_path / "view.png")
-    assert (tmp_path / "view.png").read_bytes().startswith(b"\x89PNG")
+    draw_expert_view(a_predictor.expert_view(), image, masks[0], tmp_path / "new" / "view.png")
+    assert (tmp_path / "new" / "view.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_a_prediction_or_adapters_there_is_no_view(a_predictor):

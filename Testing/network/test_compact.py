@@ -45,7 +45,10 @@ def test_untrained_experts_answer_as_their_base_does():
     base.adapters_trained = False
     torch.manual_seed(0)
     adapted = attach_adapters(base, {}).eval()
-    assert not torch.equal(adapted.mask_decoder.expert_tokens.weight, base.mask_decoder.expert_tokens.weight)
+    tokens = adapted.mask_decoder.expert_tokens.weight
+    assert not torch.equal(tokens, base.mask_decoder.expert_tokens.weight)
+    distances = torch.pdist(tokens.detach())
+    assert distances.min() > tokens.norm(dim=1).mean() / 2  # equal tokens would all go to one expert
     with torch.no_grad():
         embedding = adapted.encode(F.interpolate(a_blob(0.0, 1.0), size=192))
         box = torch.tensor([[76.0, 56.0, 124.0, 104.0]])

@@ -136,6 +136,13 @@ def test_the_balance_loss_falls_when_it_is_optimised():
     assert measured() < before / 4
 
 
+@pytest.mark.parametrize(("gating", "wanted"), [("learned", 2.0), ("reference", 1.0)])
+def test_fresh_routers_that_can_learn_start_decided(gating, wanted):
+    layer = TokenExperts(512, 8, rank=4, top_k=1, gating=gating, residual=True)
+    scores = torch.nn.functional.layer_norm(torch.randn(200, 512), (512,)) @ layer.gate
+    assert float(scores.std()) == pytest.approx(wanted, rel=0.1)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_four_modalities_find_four_experts_without_collapse(seed):
     """Every modality needs another linear map of its tokens; one expert of low rank cannot serve two."""

@@ -82,12 +82,23 @@ def _read_pair(image_paths: list[Path], label_path: Path, identifier: str, modal
     if len(rasters) > 1:
         image = Raster(np.stack([raster.array for raster in rasters], axis=-1), image.dimension, image.spacing_mm,
                        image.image)
-    label = read_raster(label_path)
+    label = read_raster(label_path, label=True)
     check_same_grid(image, label, label_path)
+    array = index_map(as_labels(label, label_path), label_path, labels)
+    yield from labelled_slices(identifier, image, [array], modality, image_paths[0], group=group, split=split,
+                               ct_window=ct_window)
+
+
+def as_labels(label: Raster, path: Path) -> np.ndarray:
+    """Return the label values, one a pixel, also of a label that was saved as a grey RGB picture.
+
+    Raises:
+        DataError: several channels that differ.
+    """
     array = label.array
-    if array.ndim > label.dimension:  # a label saved as a grey RGB picture
+    if array.ndim > label.dimension:
         array = as_grey_or_rgb(array)
     if array.ndim > label.dimension:
-        raise DataError(f"{label_path}: expected one channel of labels, found {array.shape[-1]}.")
-    yield from labelled_slices(identifier, image, [index_map(array, label_path, labels)], modality, image_paths[0],
-                               group=group, split=split, ct_window=ct_window)
+        raise DataError(f"{path}: expected one channel of labels, found {array.shape[-1]}; export index maps, "
+                        "not colours.")
+    return array

@@ -22,13 +22,16 @@ from SegMoTELib.data.items import BadFile, Item, Reference, SourceSet, layered_i
 from SegMoTELib.data.readers.common import DESCRIPTION, carried_info, indexed_labels, read_description
 from SegMoTELib.errors import DataError
 
-HEADER_TAGS = ["SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "PixelSpacing", "ImagerPixelSpacing",
-               "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"]
+HEADER_TAGS = ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "PixelSpacing",
+               "ImagerPixelSpacing", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"]
 
 
 @dataclass
 class Series:
-    """The image files of one series: (position along the normal, SOP instance UID, path), and where it comes from."""
+    """The image files of one series: (position along the normal, SOP instance UID, path), and where it comes from.
+
+    A patient without an identifier is the study.
+    """
 
     modality: str
     patient: str
@@ -69,17 +72,18 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
         for name in sorted(names - set(labels.values())):
             labels[max(labels, default=0) + 1] = name
         found.setdefault(owner.modality, []).append((path, owner))
+    names = {patient: f"patient {number:03d}" for number, patient in enumerate(patients, start=1)}
     resolved = folder.resolve()
     sets = []
     for modality, pairs in sorted(found.items()):
         references = [
-            Reference(path, partial(_read, path, owner, f"p{patients.index(owner.patient) + 1:03d}_seg{number:03d}",
-                                    f"patient {patients.index(owner.patient) + 1:03d}", labels, ct_window))
+            Reference(path, partial(_read, path, owner, f"p{names[owner.patient].split()[1]}_seg{number:03d}",
+                                    names[owner.patient], labels, ct_window))
             for number, (path, owner) in enumerate(pairs, start=1)]
         code = safe_name(resolved.name if len(found) == 1 else f"{resolved.name}_{modality}")
         sets.append(SourceSet(code=code, modality=modality_name(modality), labels=labels, references=references,
                               info=carried_info(description, resolved), bad_files=[] if sets else bad_files,
-                              group_space=resolved.name))
+                              group_space=resolved.name, people={name: patient for patient, name in names.items()}))
     if not sets:
         sets.append(SourceSet(safe_name(resolved.name), "unknown", labels, carried_info(description, resolved), [],
                               bad_files))
@@ -104,7 +108,8 @@ def _scan(folder: Path) -> tuple[dict[str, Series], list[Path], list[BadFile]]:
             continue
         spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
         one = series.setdefault(str(header.get("SeriesInstanceUID", uid)), Series(
-            modality, str(header.get("PatientID", "")), tuple(map(float, spacing)) if spacing else None))
+            modality, str(header.get("PatientID") or header.get("StudyInstanceUID") or uid),
+            tuple(map(float, spacing)) if spacing else None))
         one.files.append((_position(header), uid, path))
     for one in series.values():
         one.files.sort(key=lambda entry: entry[:2])
@@ -126,12 +131,15 @@ def _read(path: Path, series: Series, identifier: str, group: str, labels: dict[
     instances: list[tuple[str, Path]] = []
     for _, uid, file in series.files:
         try:
-            frames.append(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0])
-            instances.append((uid, file))
+            found = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+            frames += list(found)
+            instances += [(uid, file)] * len(found)
         except RuntimeError as error:
             yield BadFile(file, f"not a readable DICOM image ({str(error).splitlines()[-1].strip()}).")
     if len({frame.shape for frame in frames}) != 1:
         raise DataError(f"{path}: the images of its series are missing or differ in size.")
+    if len(set(instances)) not in (1, len(instances)):
+        raise DataError(f"{path}: its series has several multi-frame files; give each a folder of its own.")
     pixels = to_8_bit(np.stack(frames), modality_name(series.modality), ct_window)
     masks, indices = _read_masks(path, [uid for uid, _ in instances], labels)
     if masks.shape[1:3] != pixels.shape[1:3]:
@@ -149,10 +157,13 @@ def _read(path: Path, series: Series, identifier: str, group: str, labels: dict[
 
 
 def _read_masks(path: Path, uids: list[str], labels: dict[int, str]) -> tuple[np.ndarray, list[int]]:
-    """Return bool masks (images, H, W, segments), and the label index of each segment."""
+    """Return bool masks (images, H, W, segments), and the label index of each segment; one UID repeated is frames."""
     segmentation = hd.seg.segread(path)
-    values = segmentation.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True,
-                                                        ignore_spatial_locations=True)
+    options = {"assert_missing_frames_are_empty": True, "ignore_spatial_locations": True}
+    if len(uids) > len(set(uids)):
+        values = segmentation.get_pixels_by_source_frame(uids[0], range(1, len(uids) + 1), **options)
+    else:
+        values = segmentation.get_pixels_by_source_instance(uids, **options)
     by_name = {name: index for index, name in labels.items()}
     return values >= 0.5, [by_name[_segment_name(segmentation, number)] for number in segmentation.segment_numbers]
 

@@ -44,7 +44,7 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
     references = []
     for key, split in SPLITS.items():
         for pair in description.get(key) or []:
-            if not isinstance(pair, dict) or not {"image", "label"} <= set(pair):
+            if not isinstance(pair, dict) or not all(isinstance(pair.get(part), str) for part in ("image", "label")):
                 raise DataError(f"{folder / DESCRIPTION}: each entry of {key!r} needs 'image' and 'label'.")
             image_path, label_path = folder / pair["image"], folder / pair["label"]
             references.append(Reference(label_path, partial(_read, image_path, label_path, labels, modality, split,
@@ -64,9 +64,9 @@ def _read(image_path: Path, label_path: Path, labels: dict[int, str], modality: 
                         f"{image.size[0]}x{image.size[1]}.")
     present = {index: mask for index, mask in zip(labels, masks, strict=True) if mask.any()}
     maps = layered_index_maps(present) or [np.zeros(image.size, np.uint8)]
-    name = safe_name(stem(image_path))
-    yield from labelled_slices(name, image, maps, modality, image_path, group=group_from_name(name), split=split,
-                               ct_window=ct_window)
+    name = stem(image_path)
+    yield from labelled_slices(safe_name(name), image, maps, modality, image_path, group=group_from_name(name),
+                               split=split, ct_window=ct_window)
 
 
 def read_sparse_masks(path: Path) -> np.ndarray:

@@ -7,6 +7,7 @@ split.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from SegMoTELib.data.items import BadFile, Reference, SourceSet, modality_name, safe_name
@@ -17,7 +18,7 @@ from SegMoTELib.data.readers.common import (
     pair_reference,
     read_description,
 )
-from SegMoTELib.data.volumes import is_image_file
+from SegMoTELib.data.volumes import is_image_file, stem
 from SegMoTELib.errors import DataError
 
 RGB_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"})
@@ -33,15 +34,15 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
     description = read_description(folder)
     channels = description.get("channel_names") or description.get("modality")
     path = folder / DESCRIPTION
-    if not isinstance(channels, dict) or not channels:
-        raise DataError(f"{path}: no channel_names (or modality); is this an nnU-Net raw folder?")
+    if not isinstance(channels, dict) or not channels or not all(str(number).isdigit() for number in channels):
+        raise DataError(f'{path}: needs what the image channels are, such as "channel_names": {{"0": "CT"}}.')
     labels = indexed_labels(description, path)
     ignored = [index for index, name in labels.items() if name == "ignore"]
     labels = {index: name for index, name in labels.items() if index not in ignored}
     names = [str(name) for _, name in sorted(channels.items(), key=lambda pair: int(pair[0]))]
     is_rgb = {name.lower() for name in names} in RGB_NAMES
     bundles = [(list(range(len(names))), "RGB")] if is_rgb else [([k], name) for k, name in enumerate(names)]
-    ending = str(description.get("file_ending", ".nii.gz"))
+    ending = str(description.get("file_ending") or _usual_ending(folder))
     sets = []
     for number, (indices, name) in enumerate(bundles):
         code = safe_name(folder.name if len(bundles) == 1 else f"{folder.name}_{name}")
@@ -59,12 +60,14 @@ def _references(folder: Path, ending: str, indices: list[int], modality: str, la
     references, bad_files = [], []
     for images, labelled, split in (("imagesTr", "labelsTr", None), ("imagesTs", "labelsTs", "test")):
         if not (folder / labelled).is_dir():
+            if (folder / images).is_dir() and any((folder / images).iterdir()):
+                bad_files.append(BadFile(folder / images, f"its images have no labels: there is no {labelled}."))
             continue
         cases = set()
         for label_path in sorted((folder / labelled).iterdir()):
             if not label_path.name.endswith(ending):
                 if is_image_file(label_path):
-                    bad_files.append(BadFile(label_path, f"does not end in {ending}, as dataset.json says."))
+                    bad_files.append(BadFile(label_path, f"does not end in {ending}, as the others do."))
                 continue
             case = label_path.name[:-len(ending)]
             cases.add(case)
@@ -77,6 +80,12 @@ def _references(folder: Path, ending: str, indices: list[int], modality: str, la
             if path.name[:-len(ending)].rpartition("_")[0] not in cases:
                 bad_files.append(BadFile(path, f"image without a label in {labelled}."))
     return references, bad_files
+
+
+def _usual_ending(folder: Path) -> str:
+    """What most labels end in, for a description that does not tell; of as many, nnU-Net's own."""
+    counts = Counter(path.name[len(stem(path)):] for path in (folder / "labelsTr").iterdir() if is_image_file(path))
+    return max(counts, key=lambda ending: (counts[ending], ending == ".nii.gz"), default=".nii.gz")
 
 
 def _modality(channel: str, description: dict) -> str:

@@ -81,7 +81,7 @@ def _reference(key: str, image_path: Path, label_path: Path, modality: str, name
                ct_window: tuple[float, float]) -> Reference:
     identifier = safe_name(key.replace("/", "_") or stem(image_path))
     is_picture = image_path.name.lower().endswith(PICTURE_SUFFIXES)
-    group = group_from_name(identifier) if is_picture else identifier
+    group = group_from_name(key) if is_picture else key or identifier
     if _is_segmentation(label_path):
         return Reference(label_path, partial(_read_segmentation, image_path, label_path, identifier, modality, names,
                                              group, ct_window))
