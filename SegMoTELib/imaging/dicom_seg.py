@@ -49,8 +49,8 @@ def dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> Dataset:
     if len(volume.sources) == 1:
         pixels = _in_file_order(pixels, volume.sources[0])
     try:
-        sources = [_source(source) for source in volume.sources]
-        return hd.seg.Segmentation(
+        sources = [_source(source, volume) for source in volume.sources]
+        found = hd.seg.Segmentation(
             source_images=sources, pixel_array=pixels, segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_description(number, segment) for number, segment in enumerate(segments, 1)],
             series_instance_uid=hd.UID(), series_number=int(sources[0].get("SeriesNumber") or 0) % 9000 + 1000,
@@ -60,6 +60,9 @@ def dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> Dataset:
     except Exception as error:  # pydicom's and highdicom's words for unfit sources, of many kinds
         raise VolumeError(f"{path}: this series cannot carry a DICOM SEG ({reason(error)}); "
                           "write a .seg.nrrd.") from error
+    if int(found.NumberOfFrames) != int(pixels.any(axis=(1, 2)).sum()):  # several frames that the standard calls one
+        raise VolumeError(f"{path}: this series cannot carry a DICOM SEG of all its frames; write a .seg.nrrd.")
+    return found
 
 
 def coded(terminology: str) -> dict[str, tuple[str, str, str]]:
@@ -72,11 +75,13 @@ def coded(terminology: str) -> dict[str, tuple[str, str, str]]:
     return found
 
 
-def _source(path: Path) -> Dataset:
+def _source(path: Path, volume: Volume) -> Dataset:
     """A source image without its pixels; what anonymising took out, but must be there, is there and empty."""
     source = open_dicom(path, stop_before_pixels=True)
     source.decode()
     source.SpecificCharacterSet = "ISO_IR 192"  # for names and labels of any script; highdicom takes it over
+    if source.get("PixelSpacing") and not source.get("SliceThickness"):
+        source.SliceThickness = f"{volume.spacing[2]:.6g}"  # of a projection; readers want one
     for name in EMPTY:
         if name not in source:
             setattr(source, name, "")

@@ -138,19 +138,26 @@ def test_odd_series_carry_a_dicom_seg_too(write_series, tmp_path, change):
         assert str(found.PatientName) == str(pydicom.dcmread(volume.sources[0]).get("PatientName", ""))
 
 
-@pytest.mark.parametrize("name", ["examples_rgb_color.dcm", "examples_ybr_color.dcm"])
-def test_photos_and_clips_carry_one_or_say_why_not(tmp_path, name):
+@pytest.mark.parametrize("name", ["examples_rgb_color.dcm", "examples_palette.dcm", "JPGExtended.dcm"])
+def test_photos_and_projections_carry_a_dicom_seg(tmp_path, name):
     volume = read_volume(get_testdata_file(name))
     mask = speckle(volume)
-    path = tmp_path / "s.dcm"
-    try:
-        write_segmentation(path, volume, [NamedMask("x", (1, 2, 3), mask)])
-    except VolumeError as error:
-        assert "write a .seg.nrrd" in str(error)
-        assert not list(tmp_path.iterdir())
-    else:
-        frames = highdicom.seg.segread(path).pixel_array.reshape(mask.shape) > 0
-        np.testing.assert_array_equal(frames, mask)
+    write_segmentation(tmp_path / "s.dcm", volume, [NamedMask("x", (1, 2, 3), mask)])
+    found = highdicom.seg.segread(tmp_path / "s.dcm")
+    np.testing.assert_array_equal(found.pixel_array.reshape(mask.shape) > 0, mask)
+    assert found.get_source_image_uids()[0][2] == pydicom.dcmread(volume.sources[0]).SOPInstanceUID
+
+
+def test_clips_say_that_they_cannot_carry_one(tmp_path):
+    clips = [get_testdata_file("examples_ybr_color.dcm"), tmp_path / "called single.dcm"]
+    one = pydicom.dcmread(clips[0])
+    one.SOPClassUID = pydicom.uid.UltrasoundImageStorage
+    one.save_as(clips[1])
+    for clip in clips:
+        volume = read_volume(clip)
+        with pytest.raises(VolumeError, match=r"cannot carry a DICOM SEG .*write a \.seg\.nrrd"):
+            write_segmentation(tmp_path / "s.dcm", volume, [NamedMask("x", (1, 2, 3), speckle(volume))])
+        assert not (tmp_path / "s.dcm").exists()
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\\b", "x" * 200])
