@@ -59,6 +59,8 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
         image = sitk.ReadImage(str(path))
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except MemoryError as error:
+        raise VolumeError(f"{path}: does not fit into memory.") from error
     except RuntimeError as error:
         raise VolumeError(f"{path}: not an image that can be read ({reason(error)}).") from error
     dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()

@@ -60,6 +60,7 @@ def test_our_own_reader_takes_it_back(write_series, tmp_path):
     volume = read_volume(tmp_path / "ct")
     mask = speckle(volume)
     write_segmentation(tmp_path / "found.dcm", volume, [NamedMask("tumour", (200, 10, 10), mask)])
+    assert read_volume(tmp_path).shape == volume.shape  # the object lies beside its series and is no second one
     sets = reader.read(tmp_path, (-160, 240))
     assert sets[0].labels == {1: "tumour"}
     items = list(sets[0].references[0].read())
