@@ -16,7 +16,7 @@ from SegMoTELib.imaging.volume import LPS_TO_RAS, Volume
 
 log = logging.getLogger(__name__)
 
-OTHERS = {"SEG": "a segmentation", "RTSTRUCT": "contours for treatment", "RTPLAN": "a treatment plan",
+OTHERS = {"SEG": "a segmentation", "RTSTRUCT": "a set of contours", "RTPLAN": "a treatment plan",
           "RTDOSE": "a dose distribution", "SR": "a report", "PR": "a presentation state", "KO": "a list of images",
           "DOC": "a document", "ECG": "a recording", "REG": "a registration"}
 # What tells apart images at the same place, most telling first.
@@ -51,7 +51,8 @@ class Series:
         return list(dict.fromkeys(path for path, _ in self.frames))
 
     def __str__(self) -> str:
-        about = ", ".join(filter(None, (self.modality, self.description, f"{len(self.frames)} images")))
+        count = "1 image" if len(self.frames) == 1 else f"{len(self.frames)} images"
+        about = ", ".join(filter(None, (self.modality, self.description, count)))
         words = f"{self.uid or 'no UID'} ({about})"
         return f"{words}: {self.problem}" if self.problem else words
 
@@ -81,7 +82,7 @@ def find_series(folder: Path) -> list[Series]:
             scout = "LOCALIZER" in (header.get("ImageType") or ())
             found.setdefault((str(header.get("SeriesInstanceUID") or path.name), scout), []).append((path, header))
     if damaged:
-        log.warning("%s: %d files could not be read as DICOM and are left out: %s", folder, len(damaged),
+        log.warning("%s: left out, for they are damaged or no DICOM: %s", folder,
                     _listed([path.name for path in damaged]))
     return [_judged(uid, pairs, scout) for (uid, scout), pairs in found.items()]
 
