@@ -53,15 +53,18 @@ def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None
             position: tuple | None, intensity: str, name: str | None, model: str, series: str, output: Path) -> None:
     """Segment one slice of VOLUME and write it as a segmentation that Slicer opens.
 
+    VOLUME is an image file (NIfTI, NRRD, ...), a DICOM file, or a folder with a DICOM series.
+
     Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30 (with "=", for the minus sign's sake).
     """
-    from SegMoTELib.imaging.files import NamedMask, read_volume, write_segmentation
+    from SegMoTELib.imaging.files import NamedMask, check_output, read_volume, write_segmentation
     from SegMoTELib.imaging.intensity import range_of
     from SegMoTELib.imaging.planes import SlicePlane
     from SegMoTELib.interaction.session import Session
 
     _refuse_mixture(points, excluded, box, auto, position)
     volume = read_volume(volume_path, series)
+    check_output(output, volume)
     middle = volume.to_ras((np.array(volume.shape) - 1) / 2)
     corners = None if box is None else np.reshape(box, (2, 3))
     anchor = points[0] if points else corners.mean(axis=0) if box else excluded[0] if excluded else position or middle

@@ -6,18 +6,19 @@ import gzip
 import os
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from SegMoTELib.errors import VolumeError
-from SegMoTELib.imaging.dicom import is_dicom, read_file, read_series
-from SegMoTELib.imaging.dicom_seg import write_dicom_seg
-from SegMoTELib.imaging.volume import Volume
+from SegMoTELib.errors import VolumeError, reason
+from SegMoTELib.imaging.dicom import is_dicom, read_dicom, read_series
+from SegMoTELib.imaging.dicom_seg import dicom_seg
+from SegMoTELib.imaging.volume import LPS_TO_RAS, Volume
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NIFTI = (".nii", ".nii.gz")
 SEGMENTATIONS = (".seg.nrrd", ".dcm", ".nii.gz", ".nii")
 PIECE = 1 << 20
@@ -37,7 +38,7 @@ class NamedMask:
 
 
 def read_volume(path: str | Path, series: str = "") -> Volume:
-    """Read any image SimpleITK reads, or a DICOM series from its folder.
+    """Read any image SimpleITK reads, a DICOM file, or a DICOM series from its folder.
 
     Args:
         path: file or folder. series: Series Instance UID, where a folder holds several.
@@ -50,16 +51,18 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder.")
     try:
-        read = None
-        if path.is_dir():
-            image, read = read_series(path, series)
-        elif is_dicom(path):
-            image, read = read_file(path)
-        else:
-            _refuse_truncated(path)
-            image = sitk.ReadImage(str(path))
+        if path.is_dir() or path.name.upper() == "DICOMDIR":
+            return read_series(path, series)
+        if is_dicom(path):
+            return read_dicom(path)
+        _refuse_truncated(path)
+        image = sitk.ReadImage(str(path))
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except MemoryError as error:
+        raise VolumeError(f"{path}: does not fit into memory.") from error
     except RuntimeError as error:
-        raise VolumeError(f"{path}: not an image that can be read ({_reason(error)}).") from error
+        raise VolumeError(f"{path}: not an image that can be read ({reason(error)}).") from error
     dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
     if dimension == 2:
         image = sitk.JoinSeries(image)
@@ -70,12 +73,11 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     matrix[:3, 3] = image.GetOrigin()
-    return Volume(sitk.GetArrayFromImage(image), LPS_TO_RAS @ matrix, read.modality if read else "", path.name,
-                  tuple(read.files) if read else ())
+    return Volume(sitk.GetArrayFromImage(image), LPS_TO_RAS @ matrix, name=path.name)
 
 
 def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMask]) -> None:
-    """Write segments atomically, in the format that the file's name says.
+    """Write segments atomically, in the format that the file's name says; a file of that name is replaced.
 
     ``.seg.nrrd``: what Slicer opens as a segmentation; segments that do not overlap share one layer, as Slicer stores
     them. ``.dcm``: a DICOM SEG of the series the volume was read from. ``.nii``, ``.nii.gz``: a label map, 1 for the
@@ -91,9 +93,9 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
     for segment in segments:
         if segment.mask.shape != volume.array.shape[:3]:
             raise VolumeError(f"The segment {segment.name!r} has another geometry than the volume.")
-    check_ending(path)
+    check_output(path, volume)
     if path.name.endswith(".dcm"):
-        write_dicom_seg(path, volume, segments)
+        _write_dicom_seg(path, volume, segments)
         return
     labelmap = path.name.endswith(NIFTI)
     layers, places = _layers(segments)
@@ -107,17 +109,42 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
     image.SetDirection((lps[:3, :3] / volume.spacing).ravel().tolist())
     for key, value in ({} if labelmap else _tags(segments, places, volume.shape)).items():
         image.SetMetaData(key, value)
-    _write_atomically(image, path)
+    _write_atomically(lambda part: sitk.WriteImage(image, part, useCompression=True), path)
 
 
-def check_ending(path: Path) -> None:
-    """Refuse a name that ``write_segmentation`` could not write, before hours of work.
+def check_output(path: Path, volume: Volume | None = None) -> None:
+    """Refuse what ``write_segmentation`` could not write, before hours of work.
+
+    Args:
+        volume: what will be segmented, where it is known already.
 
     Raises:
-        VolumeError: another ending than those of ``SEGMENTATIONS``.
+        VolumeError: another ending than those of ``SEGMENTATIONS``, or a DICOM SEG without highdicom or of a volume
+            that is not from DICOM.
     """
     if not path.name.endswith(SEGMENTATIONS):
         raise VolumeError(f"{path}: a segmentation's name ends in {', '.join(SEGMENTATIONS)}.")
+    if path.name.endswith(".dcm"):
+        if find_spec("highdicom") is None:
+            raise VolumeError("DICOM SEG needs highdicom: pip install segmote[dicom]; or write a .seg.nrrd.")
+        if volume is not None and not volume.sources:
+            raise VolumeError(f"{path}: a DICOM SEG refers to a DICOM series, but the volume was not read from one; "
+                              "write a .seg.nrrd.")
+
+
+def _write_dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> None:
+    """As DICOM SEG; where the series cannot carry one, as .seg.nrrd beside it, so that no work is lost."""
+    if not any(segment.mask.any() for segment in segments):
+        raise VolumeError(f"{path}: there is no voxel to write; a DICOM SEG cannot be empty.")
+    try:
+        found = dicom_seg(path, volume, segments)
+    except VolumeError as error:
+        number, rescue = 1, path.with_name(f"{path.name[:-4]}.seg.nrrd")
+        while rescue.exists():
+            number, rescue = number + 1, path.with_name(f"{path.name[:-4]}_{number + 1}.seg.nrrd")
+        write_segmentation(rescue, volume, segments)
+        raise VolumeError(f"{error} The segments are in {rescue} instead.") from error
+    _write_atomically(found.save_as, path)
 
 
 def _refuse_truncated(path: Path) -> None:
@@ -181,7 +208,7 @@ def _tags(segments: list[NamedMask], places: list[tuple[int, int]], shape: tuple
     return tags
 
 
-def _write_atomically(image: sitk.Image, path: Path) -> None:
+def _write_atomically(write: Callable[[str], None], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ending = next(end for end in SEGMENTATIONS if path.name.endswith(end))
@@ -190,14 +217,8 @@ def _write_atomically(image: sitk.Image, path: Path) -> None:
     except OSError as error:
         raise VolumeError(f"{path}: cannot be written ({error.strerror}).") from error
     try:
-        sitk.WriteImage(image, temporary, useCompression=True)
+        write(temporary)
         os.replace(temporary, path)
     except (RuntimeError, OSError) as error:
         Path(temporary).unlink(missing_ok=True)
-        raise VolumeError(f"{path}: cannot be written ({_reason(error)}).") from error
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an ITK message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        raise VolumeError(f"{path}: cannot be written ({reason(error)}).") from error
