@@ -88,7 +88,7 @@ class Predictor:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides what the encoder makes of pixels: weights, geometry, precision."""
+        """Hash of everything that decides what the encoder makes of pixels (weights, geometry, precision)."""
         if not self._fingerprint:
             digest = hashlib.blake2b(repr(self.dtype).encode(), digest_size=16)
             settings = {name: value for name, value in asdict(self.model.config).items() if name != "auto_targets"}

@@ -93,7 +93,7 @@ class TrainingConfig:
 
     @property
     def augmented(self) -> bool:
-        """Whether training items are augmented views: always in the base stage."""
+        """Whether training items are augmented views, as they always are in the base stage."""
         return self.stage == "base" or self.augment
 
     def phase_at(self, step: int) -> Phase:
