@@ -39,9 +39,9 @@ def fetch(entry: Entry, accept_licence: bool = False, progress: Progress | None 
         The weights file.
 
     Raises:
-        CancelledError: ``cancelled`` said so. ModelError: licence not accepted, host out of reach, no room, a folder that
-            cannot be written, or bytes that are not what the catalogue describes; the sentence says which file to
-            place where.
+        CancelledError: ``cancelled`` said so. ModelError: licence not accepted, host out of reach, no room, a folder
+            that cannot be written, or bytes that are not what the catalogue describes; the sentence says which file
+            to place where.
     """
     import requests
 
@@ -62,8 +62,9 @@ def fetch(entry: Entry, accept_licence: bool = False, progress: Progress | None 
     except requests.RequestException as error:
         answer = error.response
         reason = type(error).__name__ if answer is None else f"it answered {answer.status_code} {answer.reason}".strip()
-        raise ModelError(f"{entry.title}: {_host(entry)} could not be reached or broke off ({reason}). Check the network "
-                         f"and proxy and fetch again: what has come is kept. {_by_hand(entry, path)}") from error
+        raise ModelError(
+            f"{entry.title}: {_host(entry)} could not be reached or broke off ({reason}). Check the network and proxy "
+            f"and fetch again: what has come is kept. {_by_hand(entry, path)}") from error
     except OSError as error:
         raise ModelError(f"{folder}: models cannot be kept here ({error.strerror or error}); set SEGMOTE_MODEL_DIR to "
                          "another folder.") from error
@@ -178,9 +179,9 @@ class _Resumed:
 
     def _is_page(self) -> ModelError:
         self.part.unlink(missing_ok=True)
-        return ModelError(f"{self.entry.title}: {_host(self.entry)} answered with a web page instead of weights; a proxy "
-                          f"or a login may be in the way. Open {self.entry.url} in a browser and place the file at "
-                          f"{self.path}.")
+        return ModelError(f"{self.entry.title}: {_host(self.entry)} answered with a web page instead of weights; a "
+                          f"proxy or a login may be in the way. Open {self.entry.url} in a browser and place the file "
+                          f"at {self.path}.")
 
 
 def _hash_of_host(url: str) -> str | None:

@@ -69,7 +69,8 @@ def test_cancelling_keeps_what_came(host, entry, tmp_path):
 
 
 @pytest.mark.parametrize(("fault", "words"), [
-    ("page", "web page"), ("page in disguise", "offers 4. bytes"), ("announces less", "offers 2999995 bytes"), ("announces more", "offers 3000005 bytes"),
+    ("page", "web page"), ("page in disguise", "offers 4. bytes"),
+    ("announces less", "offers 2999995 bytes"), ("announces more", "offers 3000005 bytes"),
     ("other bytes", "not the published file"), ("missing", r"broke off \(it answered 404 Not Found\)")])
 def test_what_is_not_the_file_is_refused_and_nothing_is_left(host, entry, tmp_path, fault, words):
     host.fault = fault
@@ -130,7 +131,7 @@ def test_the_proxy_of_the_environment_is_used(host, entry, tmp_path, monkeypatch
     assert fetch(far, folder=tmp_path).read_bytes() == CONTENT
     assert host.paths == ["http://weights.invalid/test.pth"]
     host.fault = "proxy wants a password"
-    with pytest.raises(ModelError, match="proxy.*place it at"):
+    with pytest.raises(ModelError, match=r"proxy.*place it at"):
         fetch(far, folder=tmp_path / "again")
 
 

@@ -142,7 +142,7 @@ def test_a_folder_of_models_that_cannot_be_one_is_named(tmp_path, monkeypatch, w
     monkeypatch.setenv("SEGMOTE_MODEL_DIR", str(chosen))
     weights = tmp_path / "mine.pth"
     weights.write_bytes(b"weights")
-    with pytest.raises(ModelError, match="taken|no-such-user-here"):
+    with pytest.raises(ModelError, match=r"taken|no-such-user-here"):
         add(weights)
 
 
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_is_named(folder, tmp_path):
     folder.mkdir(mode=0o500)
     weights = tmp_path / "mine.pth"
     weights.write_bytes(b"weights")
-    with pytest.raises(ModelError, match="cannot be copied to .*models"):
+    with pytest.raises(ModelError, match=r"cannot be copied to .*models"):
         add(weights)
 
 
