@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from SegMoTELib.cli import completion
+
 
 @click.command(short_help="Show a model's parts, parameters, targets and licence.")
-@click.argument("models", nargs=-1)
+@click.argument("models", nargs=-1, shell_complete=completion.models(bool, files=True))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(models: tuple[str, ...], as_json: bool) -> None:
     """Show the parameters of MODELS, part by part.

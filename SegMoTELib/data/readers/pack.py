@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from SegMoTELib.data.grey_levels import as_grey_or_rgb
-from SegMoTELib.data.items import Item, Reference, SourceSet, index_map, modality_name
+from SegMoTELib.data.items import Item, Reference, SourceSet, index_map, modality_name, safe_name
 from SegMoTELib.data.pack import Pack, open_pack
 
 RECOMPUTED = ("splits", "groups", "spacing_mm", "n_images", "n_groups", "n_masks", "images_per_label", "review",
@@ -26,7 +26,7 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
                             partial(_read, pack, identifier, split, str(groups.get(identifier, identifier))))
                   for split, identifiers in pack.info["splits"].items() for identifier in identifiers]
     info = {key: value for key, value in pack.info.items() if key not in RECOMPUTED}
-    return [SourceSet(code=pack.code, modality=modality_name(pack.modality), labels=pack.labels,
+    return [SourceSet(code=safe_name(folder.resolve().name), modality=modality_name(pack.modality), labels=pack.labels,
                       info={"name": pack.code, "licence": "not stated"} | info, references=references)]
 
 
