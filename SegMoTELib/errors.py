@@ -31,3 +31,9 @@ class ModelError(SegMoTEError):
 
 class CancelledError(SegMoTEError):
     """Long work that the user stopped."""
+
+
+def reason(error: Exception) -> str:
+    """The last line of another library's message that says something, without its full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__

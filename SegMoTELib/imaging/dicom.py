@@ -1,189 +1,239 @@
-"""DICOM series from files: which there are in a folder, whether one can be a volume, and the volume itself."""
+"""DICOM series from files: which there are in a folder, whether each can be a volume, and the volume itself."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
-from SegMoTELib.errors import VolumeError
+from SegMoTELib.errors import VolumeError, reason
+from SegMoTELib.imaging.dicom_geometry import TAGS as GEOMETRY_TAGS
+from SegMoTELib.imaging.dicom_geometry import NotRegularError, Place, order_and_matrix, places_of
+from SegMoTELib.imaging.dicom_pixels import frames_of, open_dicom, quiet, smallest
+from SegMoTELib.imaging.volume import LPS_TO_RAS, Volume
 
-HEADER = ("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "NumberOfFrames", "InstanceNumber",
-          "ImagePositionPatient", "ImageOrientationPatient", "PhotometricInterpretation", "Rows", "Columns")
-NOT_IMAGES = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "ECG", "REG", "DOC")
-UNEVEN = 0.02  # of the spacing: how much a gap between slices may differ from the others
-TILT = 2e-3  # of a millimetre sideways per millimetre along the normal: about 0.1 degree of gantry tilt
+log = logging.getLogger(__name__)
+
+OTHERS = {"SEG": "a segmentation", "RTSTRUCT": "contours for treatment", "RTPLAN": "a treatment plan",
+          "RTDOSE": "a dose distribution", "SR": "a report", "PR": "a presentation state", "KO": "a list of images",
+          "DOC": "a document", "ECG": "a recording", "REG": "a registration"}
+# What tells apart images at the same place, most telling first.
+MARKS = ("EchoTime", "DiffusionBValue", "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "TriggerTime",
+         "ImageType", "AcquisitionNumber", "ContentTime")
+TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "InstanceNumber",
+        "SamplesPerPixel", "TotalPixelMatrixColumns", *MARKS, *GEOMETRY_TAGS]
+NAMED = 8  # series or files that one message names
 
 
 @dataclass
 class Series:
-    """Files of one series, in the order of their slices.
+    """The images of one series, in the order of their slices along the normal.
 
     Attributes:
-        uid: Series Instance UID. modality, description: as the header says. files: paths along the slice normal.
-        problem: why it cannot be a volume, "" if it can. monochrome1: low values are bright.
+        uid: Series Instance UID. modality, description: as the header says.
+        frames: (file, frame in it) of every slice. matrix: (4, 4) voxel index to LPS millimetres.
+        problem: why it cannot be a volume, "" if it can. localizer: a scout image, for planning.
     """
 
     uid: str
     modality: str
     description: str
-    files: list[Path] = field(default_factory=list)
+    frames: list[tuple[Path, int]] = field(default_factory=list)
+    matrix: np.ndarray = field(default_factory=lambda: np.eye(4), repr=False)
     problem: str = ""
-    monochrome1: bool = False
+    localizer: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """Each file once, in the order of the slices."""
+        return list(dict.fromkeys(path for path, _ in self.frames))
 
     def __str__(self) -> str:
-        words = f"{self.modality or 'unknown modality'}, {len(self.files)} files, {self.uid}"
+        words = f"{self.uid or 'no UID'} ({self.modality or 'unknown modality'}, {len(self.frames)} images)"
         return f"{words}: {self.problem}" if self.problem else words
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its preamble."""
+    """Whether a file is DICOM: by its preamble, or without one by a first tag of group 0002 or 0008."""
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        start = file.read(132)
+    return start[128:] == b"DICM" or (start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\0")
 
 
+@quiet
 def find_series(folder: Path) -> list[Series]:
-    """Return the series in a folder and below it, each with its verdict; other files are left alone."""
-    headers: dict[str, list] = {}
+    """Return the series in a folder and below it, each with its verdict; scout images count as a series of their own.
+
+    Only headers are read. Files that are not DICOM are left alone; damaged ones are logged by name.
+    """
+    found: dict[tuple[str, bool], list[tuple[Path, object]]] = {}
+    damaged = []
     for path in sorted(one for one in folder.rglob("*") if one.is_file()):
-        header = _header(path)
+        try:
+            header = _header(path)
+        except VolumeError:
+            damaged.append(path)
+            continue
         if header is not None:
-            headers.setdefault(str(header.get("SeriesInstanceUID", path.name)), []).append((path, header))
-    return [_verdict(uid, pairs) for uid, pairs in headers.items()]
+            scout = "LOCALIZER" in (header.get("ImageType") or ())
+            found.setdefault((str(header.get("SeriesInstanceUID", path.name)), scout), []).append((path, header))
+    if damaged:
+        log.warning("%s: %d files could not be read as DICOM and are left out: %s", folder, len(damaged),
+                    _listed([path.name for path in damaged]))
+    return [_judged(uid, pairs, scout) for (uid, scout), pairs in found.items()]
 
 
-def read_series(folder: Path, uid: str = "") -> tuple[sitk.Image, Series]:
-    """Read the series of a folder, rescaled to its units (HU for CT), bright where the patient is bright.
+def read_series(path: Path, uid: str = "") -> Volume:
+    """Read the series of a folder as ``read_dicom`` reads a file.
 
     Args:
-        folder: searched with what lies below it. uid: of the series, where there are several.
+        path: a folder, searched with what lies below it, or its DICOMDIR. uid: of the series, where there are
+            several. Scout images are taken only where there is nothing else.
 
     Raises:
         VolumeError: no series or several that could be meant, or one that cannot be a volume; says why.
     """
+    folder = path if path.is_dir() else path.parent
     found = find_series(folder)
     if not found:
-        raise VolumeError(f"{folder}: holds no DICOM series.")
+        raise VolumeError(f"{path}: holds no DICOM series.")
     if uid:
         found = [one for one in found if one.uid == uid]
         if not found:
-            raise VolumeError(f"{folder}: holds no series {uid}.")
+            raise VolumeError(f"{path}: holds no series {uid}.")
     usable = [one for one in found if not one.problem]
     if not usable:
-        raise VolumeError(f"{folder}: no series can be used as a volume: {'; '.join(map(str, found))}.")
+        raise VolumeError(f"{path}: no series can be used as a volume: {_listed(found, '; ')}.")
+    usable = [one for one in usable if not one.localizer] or usable
     if len(usable) > 1:
-        raise VolumeError(f"{folder}: holds {len(usable)} DICOM series; choose one by --series UID: "
-                          f"{'; '.join(map(str, usable))}.")
-    return _read(usable[0]), usable[0]
+        raise VolumeError(f"{path}: holds {len(usable)} DICOM series; choose one by --series UID: "
+                          f"{_listed(usable, '; ')}.")
+    return _read(usable[0], folder.name)
 
 
-def read_file(path: Path) -> tuple[sitk.Image, Series]:
-    """Read one DICOM file: a slice, or the frames of a multi-frame image.
+@quiet
+def read_dicom(path: Path) -> Volume:
+    """Read one DICOM file: a slice, a photo, the slices of a multi-frame image, or the frames of a clip.
+
+    Values are rescaled to their units (HU for CT), MONOCHROME1 comes bright where the patient is bright, colours come
+    as RGB. A clip has no third direction in space: its frames lie 1 mm apart.
 
     Raises:
-        VolumeError: not an image, or frames that are not evenly spaced.
+        VolumeError: not an image, damaged, or slices that are no regular volume.
     """
-    header = _header(path)
-    if header is None:
-        raise VolumeError(f"{path}: is not a DICOM file that can be read.")
-    series = _verdict(str(header.get("SeriesInstanceUID", "")), [(path, header)])
+    series = series_of([path])
     if series.problem:
         raise VolumeError(f"{path}: cannot be used as a volume: {series.problem}.")
-    return _read(series), series
+    return _read(series, path.name)
+
+
+@quiet
+def series_of(paths: list[Path] | tuple[Path, ...]) -> Series:
+    """The series that files make up, with its verdict.
+
+    Raises:
+        VolumeError: one is not DICOM.
+    """
+    pairs = [(path, _header(path)) for path in paths]
+    for path, header in pairs:
+        if header is None:
+            raise VolumeError(f"{path}: holds no image.")
+    return _judged(str(pairs[0][1].get("SeriesInstanceUID", "")), pairs, False)
 
 
 def _header(path: Path):
-    import pydicom
+    """The tags that matter; None for what is no DICOM or an index (DICOMDIR).
 
-    tags = [*HEADER, "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
+    Raises:
+        VolumeError: it should be DICOM and is not, or is damaged.
+    """
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-        return header if ("SOPClassUID" in header and "Rows" in header) or "Modality" in header else None
-    except Exception:  # pydicom raises many kinds on what is no or damaged DICOM
-        return None
+        if not is_dicom(path):
+            if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
+                raise VolumeError(f"{path}: is not a DICOM file.")
+            return None
+        header = open_dicom(path, stop_before_pixels=True, specific_tags=TAGS)
+        if header.file_meta.get("MediaStorageSOPClassUID", "").endswith("1.3.10"):
+            return None
+        if "SOPClassUID" not in header and "Modality" not in header and "Rows" not in header:
+            raise ValueError("no header")
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except VolumeError:
+        raise
+    except Exception as error:  # pydicom raises many kinds on what is no or damaged DICOM
+        raise VolumeError(f"{path}: is a damaged DICOM file, or holds no image.") from error
+    return header
 
 
-def _verdict(uid: str, pairs: list) -> Series:
-    try:
-        return _judged(uid, pairs)
-    except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
-        return Series(uid, "", "", [path for path, _ in pairs], f"its header is damaged ({error})")
-
-
-def _judged(uid: str, pairs: list) -> Series:
-    """A series with its files sorted, and the reason if it cannot be a volume."""
+def _judged(uid: str, pairs: list, localizer: bool) -> Series:
+    """A series with its images in order, or the reason why it cannot be a volume."""
     first = pairs[0][1]
-    series = Series(uid, str(first.get("Modality", "")), str(first.get("SeriesDescription", "")),
-                    [path for path, _ in pairs],
-                    monochrome1=str(first.get("PhotometricInterpretation", "")) == "MONOCHROME1")
-    frames = [int(header.get("NumberOfFrames") or 1) for _, header in pairs]
-    if series.modality in NOT_IMAGES or any("Rows" not in header for _, header in pairs):
-        series.problem = f"{series.modality} is not an image"
-    elif len({(header.Rows, header.Columns) for _, header in pairs}) > 1:
-        series.problem = "its images differ in size"
-    elif max(frames) > 1 and len(pairs) > 1:
-        series.problem = "it has several multi-frame files; choose one of the files"
-    elif max(frames) > 1:
-        series.problem = _uneven(_frame_geometry(first)) if "PerFrameFunctionalGroupsSequence" in first else ""
-    elif len(pairs) > 1:
-        places = [(header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")) for _, header in pairs]
-        if any(not position or not axes for position, axes in places):
-            series.problem = "its images do not say where they lie"
-        else:
-            order = np.argsort([_along(place) for place in places], kind="stable")
-            series.files = [series.files[i] for i in order]
-            series.problem = _uneven([places[i] for i in order])
+    series = Series(uid, str(first.get("Modality") or ""), str(first.get("SeriesDescription") or ""),
+                    [(path, 0) for path, _ in pairs], localizer=localizer)
+    try:
+        _refuse_no_image([header for _, header in pairs])
+        images: dict[tuple, tuple[tuple[Path, int], Place, object]] = {}
+        for path, header in pairs:
+            for number, place in enumerate(places_of(header)):
+                # A file that lies there twice is one image.
+                instance = (str(header.get("SOPInstanceUID", path)), str(header.get("InstanceNumber", "")), number,
+                            str(place.position))
+                images.setdefault(instance, ((path, number), place, header))
+        frames, places, headers = zip(*images.values(), strict=True)
+        series.frames = list(frames)
+        try:
+            order, series.matrix = order_and_matrix(list(places))
+        except NotRegularError as error:
+            raise NotRegularError(f"{error}{_difference(headers) if error.same_place else ''}") from error
+        series.frames = [frames[index] for index in order]
+    except NotRegularError as error:
+        series.problem = str(error)
+    except Exception as error:  # pydicom parses values late, and raises many kinds on damaged ones
+        series.problem = f"its header is damaged ({reason(error)})"
     return series
 
 
-def _along(place: tuple) -> float:
-    axes = np.array(place[1], float)
-    return float(np.cross(axes[:3], axes[3:]) @ np.array(place[0], float))
+def _refuse_no_image(headers: list) -> None:
+    first = headers[0]
+    modality = str(first.get("Modality") or "")
+    if modality in OTHERS:
+        raise NotRegularError(f"it is {OTHERS[modality]}, not an image")
+    if any("Rows" not in header or "Columns" not in header for header in headers):
+        name = getattr(first.get("SOPClassUID"), "name", "unknown kind")
+        raise NotRegularError(f"it holds no image ({name})")
+    if "TotalPixelMatrixColumns" in first:
+        raise NotRegularError("it is a microscopy slide in tiles")
+    syntax = first.file_meta.TransferSyntaxUID
+    if syntax.name.startswith(("MPEG", "HEVC", "Fragmentable MPEG", "SMPTE")):
+        raise NotRegularError(f"it is a video ({syntax.name}); export its frames as images")
+    samples = {int(header.get("SamplesPerPixel") or 1) for header in headers}
+    if len({(header.Rows, header.Columns) for header in headers}) > 1 or len(samples) > 1:
+        raise NotRegularError("its images differ in size or kind")
+    if not samples <= {1, 3}:
+        raise NotRegularError(f"it has {samples.pop()} values per pixel, not one (grey) or three (RGB)")
 
 
-def _frame_geometry(header) -> list[tuple]:
-    """(position, orientation) of the frames of an enhanced image, along the normal; [] where it says neither."""
-    shared = header.get("SharedFunctionalGroupsSequence") or [{}]
-    places = []
-    for frame in header.PerFrameFunctionalGroupsSequence:
-        position = frame.get("PlanePositionSequence")
-        axes = frame.get("PlaneOrientationSequence") or shared[0].get("PlaneOrientationSequence")
-        if not position or not axes:
-            return []
-        places.append((position[0].get("ImagePositionPatient"), axes[0].get("ImageOrientationPatient")))
-    return sorted(places, key=_along)
+def _difference(headers: tuple) -> str:
+    """What tells the images apart, in words."""
+    marks = [mark for mark in MARKS if len({str(header.get(mark)) for header in headers}) > 1]
+    return f" (they differ in {marks[0]})" if marks else ""
 
 
-def _uneven(places: list[tuple]) -> str:
-    """Why slices at these places are no regular volume; "" if they are one."""
-    if len(places) < 2:
-        return ""
-    axes = np.array([axes for _, axes in places], float)
-    if np.abs(axes - axes[0]).max() > 1e-3:
-        return "its slices are not parallel (a localizer, or rotating views)"
-    steps = np.diff(np.array([position for position, _ in places], float), axis=0)
-    normal = np.cross(axes[0, :3], axes[0, 3:])
-    gaps = steps @ normal
-    usual = float(np.median(gaps))
-    if gaps.min() < 1e-3 * max(usual, 1):
-        return "several of its slices lie at the same place (time points, echoes or phases); split it by those"
-    wrong = np.flatnonzero(np.abs(gaps - usual) > UNEVEN * usual)
-    if len(wrong):
-        at = ", ".join(f"{wrong_gap:.2f} mm after slice {index + 1}"
-                       for index, wrong_gap in zip(wrong[:3], gaps[wrong[:3]], strict=True))
-        return f"slices are missing or unevenly spaced: {usual:.2f} mm, but {at}"
-    if np.abs(steps - np.outer(gaps, normal)).max() > TILT * usual:
-        return "its slices are sheared by a tilted gantry; resample it first (Slicer does when it loads it)"
-    return ""
+def _read(series: Series, name: str) -> Volume:
+    """Read the pixels of a series that has no problem."""
+    files = {path: frames_of(path) for path in series.files}
+    for path, number in series.frames:
+        if number >= len(files[path]):
+            raise VolumeError(f"{path}: is cut off: it holds {len(files[path])} frames; copy it again.")
+    slices = [files[path][number] for path, number in series.frames]
+    if len({one.shape for one in slices}) > 1:
+        raise VolumeError(f"{name}: the images of the series {series.uid} differ in size.")
+    return Volume(smallest(np.stack(slices)), LPS_TO_RAS @ series.matrix, series.modality, name, tuple(series.files))
 
 
-def _read(series: Series) -> sitk.Image:
-    paths = [str(path) for path in series.files]
-    image = sitk.ReadImage(paths[0]) if len(paths) == 1 else sitk.ReadImage(paths)
-    if series.monochrome1 and image.GetNumberOfComponentsPerPixel() == 1:
-        extremes = sitk.MinimumMaximumImageFilter()
-        extremes.Execute(image)
-        image = (extremes.GetMaximum() + extremes.GetMinimum()) - image
-    return image
+def _listed(things: list, between: str = ", ") -> str:
+    words = between.join(map(str, things[:NAMED]))
+    return f"{words}{between}and {len(things) - NAMED} more" if len(things) > NAMED else words

@@ -2,78 +2,113 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from SegMoTELib import __version__
-from SegMoTELib.errors import VolumeError
+from SegMoTELib.errors import VolumeError, reason
+from SegMoTELib.imaging.dicom import series_of
+from SegMoTELib.imaging.dicom_pixels import open_dicom, quiet
 from SegMoTELib.imaging.volume import Volume
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from SegMoTELib.imaging.files import NamedMask
+
 TISSUE = ("85756007", "SCT", "Tissue")  # Slicer's own default: category and type
+EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+         "StudyTime", "ReferringPhysicianName")  # present, but maybe empty, in every DICOM object
+CODES = {"category": 1, "type": 2, "modifier": 3, "region": 5, "region modifier": 6}  # place in Slicer's string
 
 
-def write_dicom_seg(path: Path, volume: Volume, segments: list, description: str = "SegMoTE") -> None:
-    """Write a DICOM SEG that references the series the volume was read from, atomically.
+@quiet
+def dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> Dataset:
+    """A DICOM SEG that references the series the volume was read from, in its frame of reference.
 
     Args:
-        volume: with ``sources``, one DICOM file a slice or one multi-frame file. segments: ``NamedMask``; a
-        ``terminology`` of Slicer's form gives its coded category and type, otherwise both are "Tissue".
+        path: for messages. volume: with ``sources``, one DICOM file a slice or one multi-frame file. segments: may
+            overlap; a ``terminology`` of Slicer's form gives the codes of category, type, its modifier and anatomic
+            region, otherwise category and type are "Tissue". The colour is stored as CIELab, to the nearest step.
 
     Raises:
-        VolumeError: a volume that is not from DICOM, nothing to write, or a file that cannot be written.
+        VolumeError: a volume that is not from DICOM, nothing to write, or a series that cannot carry a DICOM SEG.
     """
     try:
         import highdicom as hd
-        import pydicom
     except ImportError as error:
-        raise VolumeError("DICOM SEG needs highdicom: pip install highdicom; or write a .seg.nrrd.") from error
+        raise VolumeError("DICOM SEG needs highdicom: pip install segmote[dicom]; or write a .seg.nrrd.") from error
     if not volume.sources:
         raise VolumeError(f"{path}: a DICOM SEG refers to a DICOM series, but the volume was not read from one; "
                           "write a .seg.nrrd.")
     pixels = np.stack([segment.mask for segment in segments], axis=-1).astype(np.uint8)
     if not pixels.any():
         raise VolumeError(f"{path}: there is no voxel to write; a DICOM SEG cannot be empty.")
-    part = path.with_name(f".{path.name}.part")
+    if len(volume.sources) == 1:
+        pixels = _in_file_order(pixels, volume.sources[0])
     try:
-        sources = [pydicom.dcmread(source) for source in volume.sources]
+        sources = [_source(source, volume) for source in volume.sources]
         found = hd.seg.Segmentation(
             source_images=sources, pixel_array=pixels, segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_description(hd, number, segment) for number, segment in enumerate(segments, 1)],
+            segment_descriptions=[_description(number, segment) for number, segment in enumerate(segments, 1)],
             series_instance_uid=hd.UID(), series_number=int(sources[0].get("SeriesNumber") or 0) % 9000 + 1000,
             sop_instance_uid=hd.UID(), instance_number=1, manufacturer="SegMoTE",
             manufacturer_model_name="SegMoTE", software_versions=__version__, device_serial_number="0",
-            series_description=description)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found.save_as(part)
-        os.replace(part, path)
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    except (ValueError, AttributeError, TypeError, KeyError) as error:  # highdicom's words for unfit sources
-        raise VolumeError(f"{path}: this series cannot carry a DICOM SEG ({error}).") from error
-    finally:
-        part.unlink(missing_ok=True)
+            series_description="SegMoTE segmentation", content_label="SEGMENTATION")
+    except Exception as error:  # pydicom's and highdicom's words for unfit sources, of many kinds
+        raise VolumeError(f"{path}: this series cannot carry a DICOM SEG ({reason(error)}); "
+                          "write a .seg.nrrd.") from error
+    if int(found.NumberOfFrames) != int(pixels.any(axis=(1, 2)).sum()):  # several frames that the standard calls one
+        raise VolumeError(f"{path}: this series cannot carry a DICOM SEG of all its frames; write a .seg.nrrd.")
+    return found
 
 
-def coded(terminology: str) -> tuple[tuple[str, str, str], tuple[str, str, str]]:
-    """(code value, scheme, meaning) of category and type in Slicer's ``context~category~type~...`` string."""
+def coded(terminology: str) -> dict[str, tuple[str, str, str]]:
+    """Part of ``CODES`` -> (value, scheme, meaning) in Slicer's ``context~category~type~modifier~...`` string."""
     parts = terminology.split("~")
-    codes = []
-    for part in parts[1:3]:
-        scheme, _, rest = part.partition("^")
-        value, _, meaning = rest.partition("^")
-        codes.append((value, scheme, meaning) if scheme and value and meaning else TISSUE)
-    return (codes[0], codes[1]) if len(codes) == 2 else (TISSUE, TISSUE)
+    found = {name: tuple(parts[place].split("^")) for name, place in CODES.items() if place < len(parts)}
+    found = {name: (code[1], code[0], code[2][:64]) for name, code in found.items() if len(code) == 3 and all(code)}
+    if "category" not in found or "type" not in found:
+        return {"category": TISSUE, "type": TISSUE}
+    return found
 
 
-def _description(hd, number: int, segment):
-    category, kind = (hd.sr.CodedConcept(*code) for code in coded(segment.terminology))
-    return hd.seg.SegmentDescription(
-        segment_number=number, segment_label=segment.name[:64], segmented_property_category=category,
-        segmented_property_type=kind, algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
+def _source(path: Path, volume: Volume) -> Dataset:
+    """A source image without its pixels; what anonymising took out, but must be there, is there and empty."""
+    source = open_dicom(path, stop_before_pixels=True)
+    source.decode()
+    source.SpecificCharacterSet = "ISO_IR 192"  # for names and labels of any script; highdicom takes it over
+    if source.get("PixelSpacing") and not source.get("SliceThickness"):
+        source.SliceThickness = f"{volume.spacing[2]:.6g}"  # of a projection; readers want one
+    for name in EMPTY:
+        if name not in source:
+            setattr(source, name, "")
+    return source
+
+
+def _in_file_order(pixels: np.ndarray, source: Path) -> np.ndarray:
+    """Slices in the order in which a multi-frame file keeps its frames."""
+    numbers = [number for _, number in series_of([source]).frames]
+    return pixels[np.argsort(numbers)]
+
+
+def _description(number: int, segment: NamedMask) -> Any:
+    import highdicom as hd
+
+    codes = {name: hd.sr.CodedConcept(*code) for name, code in coded(segment.terminology).items()}
+    found = hd.seg.SegmentDescription(
+        segment_number=number, segment_label=segment.name.replace("\\", "/").strip()[:64] or f"Segment {number}",
+        segmented_property_category=codes["category"], segmented_property_type=codes["type"],
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name="SegMoTE", version=__version__,
             family=hd.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")),
-        display_color=hd.color.CIELabColor.from_rgb(*segment.color) if hasattr(hd.color.CIELabColor, "from_rgb")
-        else None)
+        anatomic_regions=[codes["region"]] if "region" in codes else None,
+        display_color=hd.color.CIELabColor.from_rgb(*segment.color))
+    if "modifier" in codes:
+        found.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [codes["modifier"]]
+    if "region modifier" in codes and "region" in codes:
+        found.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [codes["region modifier"]]
+    return found

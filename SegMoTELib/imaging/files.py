@@ -6,18 +6,18 @@ import gzip
 import os
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from SegMoTELib.errors import VolumeError
-from SegMoTELib.imaging.dicom import is_dicom, read_file, read_series
-from SegMoTELib.imaging.dicom_seg import write_dicom_seg
-from SegMoTELib.imaging.volume import Volume
+from SegMoTELib.errors import VolumeError, reason
+from SegMoTELib.imaging.dicom import is_dicom, read_dicom, read_series
+from SegMoTELib.imaging.dicom_seg import dicom_seg
+from SegMoTELib.imaging.volume import LPS_TO_RAS, Volume
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NIFTI = (".nii", ".nii.gz")
 SEGMENTATIONS = (".seg.nrrd", ".dcm", ".nii.gz", ".nii")
 PIECE = 1 << 20
@@ -37,7 +37,7 @@ class NamedMask:
 
 
 def read_volume(path: str | Path, series: str = "") -> Volume:
-    """Read any image SimpleITK reads, or a DICOM series from its folder.
+    """Read any image SimpleITK reads, a DICOM file, or a DICOM series from its folder.
 
     Args:
         path: file or folder. series: Series Instance UID, where a folder holds several.
@@ -50,16 +50,16 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder.")
     try:
-        read = None
-        if path.is_dir():
-            image, read = read_series(path, series)
-        elif is_dicom(path):
-            image, read = read_file(path)
-        else:
-            _refuse_truncated(path)
-            image = sitk.ReadImage(str(path))
+        if path.is_dir() or path.name.upper() == "DICOMDIR":
+            return read_series(path, series)
+        if is_dicom(path):
+            return read_dicom(path)
+        _refuse_truncated(path)
+        image = sitk.ReadImage(str(path))
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except RuntimeError as error:
-        raise VolumeError(f"{path}: not an image that can be read ({_reason(error)}).") from error
+        raise VolumeError(f"{path}: not an image that can be read ({reason(error)}).") from error
     dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
     if dimension == 2:
         image = sitk.JoinSeries(image)
@@ -70,8 +70,7 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     matrix[:3, 3] = image.GetOrigin()
-    return Volume(sitk.GetArrayFromImage(image), LPS_TO_RAS @ matrix, read.modality if read else "", path.name,
-                  tuple(read.files) if read else ())
+    return Volume(sitk.GetArrayFromImage(image), LPS_TO_RAS @ matrix, name=path.name)
 
 
 def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMask]) -> None:
@@ -93,7 +92,7 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
             raise VolumeError(f"The segment {segment.name!r} has another geometry than the volume.")
     check_ending(path)
     if path.name.endswith(".dcm"):
-        write_dicom_seg(path, volume, segments)
+        _write_atomically(dicom_seg(path, volume, segments).save_as, path)
         return
     labelmap = path.name.endswith(NIFTI)
     layers, places = _layers(segments)
@@ -107,7 +106,7 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
     image.SetDirection((lps[:3, :3] / volume.spacing).ravel().tolist())
     for key, value in ({} if labelmap else _tags(segments, places, volume.shape)).items():
         image.SetMetaData(key, value)
-    _write_atomically(image, path)
+    _write_atomically(lambda part: sitk.WriteImage(image, part, useCompression=True), path)
 
 
 def check_ending(path: Path) -> None:
@@ -181,7 +180,7 @@ def _tags(segments: list[NamedMask], places: list[tuple[int, int]], shape: tuple
     return tags
 
 
-def _write_atomically(image: sitk.Image, path: Path) -> None:
+def _write_atomically(write: Callable[[str], None], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         ending = next(end for end in SEGMENTATIONS if path.name.endswith(end))
@@ -190,14 +189,8 @@ def _write_atomically(image: sitk.Image, path: Path) -> None:
     except OSError as error:
         raise VolumeError(f"{path}: cannot be written ({error.strerror}).") from error
     try:
-        sitk.WriteImage(image, temporary, useCompression=True)
+        write(temporary)
         os.replace(temporary, path)
     except (RuntimeError, OSError) as error:
         Path(temporary).unlink(missing_ok=True)
-        raise VolumeError(f"{path}: cannot be written ({_reason(error)}).") from error
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an ITK message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+        raise VolumeError(f"{path}: cannot be written ({reason(error)}).") from error

@@ -9,6 +9,8 @@ import numpy as np
 
 from SegMoTELib.errors import VolumeError
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
 
 @dataclass(frozen=True)
 class Volume:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
 
 from SegMoTELib.imaging.volume import Volume
 
@@ -72,3 +75,65 @@ def slice_to_ras(request):
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = turn, CENTER + turn @ (5, -3, 2)
     return matrix
+
+
+def slice_of(series: str, index: int, count: int, step: float) -> Dataset:
+    """pydicom's CT slice, 128 x 128, at one place of a series: 100 times its index, 1000 in its first 20 rows."""
+    one = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    pixels = np.full((128, 128), 100 * index, np.int16)
+    pixels[:20] = 1000
+    one.PixelData = pixels.tobytes()
+    one.SeriesInstanceUID, one.InstanceNumber = series, count - index
+    one.SOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[series, str(index)])
+    one.file_meta.MediaStorageSOPInstanceUID = one.SOPInstanceUID
+    one.ImagePositionPatient = [-158.1, -179.0, -75.7 + step * index]
+    return one
+
+
+@pytest.fixture
+def write_series():
+    """Function: folder, change(index, slice), uid -> uid; slices from below, files named from above."""
+    def write(folder, change=lambda index, one: None, uid="1.2.3.1111", count=6, step=3.0):
+        folder.mkdir(exist_ok=True, parents=True)
+        for index in range(count):
+            one = slice_of(uid, index, count, step)
+            change(index, one)
+            one.save_as(folder / f"{count - index:03d}_{uid[-4:]}.dcm")
+        return uid
+    return write
+
+
+def item(**values) -> pydicom.Sequence:
+    """A sequence of one item."""
+    one = Dataset()
+    for name, value in values.items():
+        setattr(one, name, value)
+    return pydicom.Sequence([one])
+
+
+@pytest.fixture
+def write_enhanced():
+    """Function: path, order of the frames' places, change(data set) -> path of an enhanced multi-frame CT.
+
+    The frame at place k is 100 k everywhere, 3 mm above place k - 1, with an intercept of -1000 - k of its own.
+    """
+    def write(path, order=(0, 1, 2, 3), change=lambda one: None):
+        one = slice_of("1.2.3.4444", 0, 1, 3.0)
+        one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+        for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+                     "RescaleSlope", "RescaleIntercept", "PixelPaddingValue"):
+            delattr(one, name)
+        one.NumberOfFrames = len(order)
+        one.PixelData = np.repeat(100 * np.array(order, np.int16), 128 * 128).tobytes()
+        one.SharedFunctionalGroupsSequence = item(
+            PlaneOrientationSequence=item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+            PixelMeasuresSequence=item(PixelSpacing=[0.5, 0.7], SliceThickness=3))
+        one.PerFrameFunctionalGroupsSequence = pydicom.Sequence([item(
+            PlanePositionSequence=item(ImagePositionPatient=[-10, -20, 30 + 3 * place]),
+            FrameContentSequence=item(DimensionIndexValues=[place + 1]),
+            PixelValueTransformationSequence=item(RescaleSlope=1, RescaleIntercept=-1000 - place, RescaleType="HU"),
+        )[0] for place in order])
+        change(one)
+        one.save_as(path)
+        return path
+    return write

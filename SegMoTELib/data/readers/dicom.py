@@ -14,13 +14,13 @@ from pathlib import Path
 import highdicom as hd
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from pydicom.errors import InvalidDicomError
 
 from SegMoTELib.data.grey_levels import as_grey_or_rgb, to_8_bit
 from SegMoTELib.data.items import BadFile, Item, Reference, SourceSet, layered_index_maps, modality_name, safe_name
 from SegMoTELib.data.readers.common import DESCRIPTION, carried_info, indexed_labels, read_description
-from SegMoTELib.errors import DataError
+from SegMoTELib.errors import DataError, VolumeError
+from SegMoTELib.imaging.dicom_pixels import frames_of
 
 HEADER_TAGS = ["SOPInstanceUID", "SeriesInstanceUID", "Modality", "PatientID", "PixelSpacing", "ImagerPixelSpacing",
                "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient"]
@@ -126,10 +126,10 @@ def _read(path: Path, series: Series, identifier: str, group: str, labels: dict[
     instances: list[tuple[str, Path]] = []
     for _, uid, file in series.files:
         try:
-            frames.append(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))[0])
+            frames.append(frames_of(file)[0])
             instances.append((uid, file))
-        except RuntimeError as error:
-            yield BadFile(file, f"not a readable DICOM image ({str(error).splitlines()[-1].strip()}).")
+        except VolumeError as error:
+            yield BadFile(file, str(error).removeprefix(f"{file}: "))
     if len({frame.shape for frame in frames}) != 1:
         raise DataError(f"{path}: the images of its series are missing or differ in size.")
     pixels = to_8_bit(np.stack(frames), modality_name(series.modality), ct_window)
