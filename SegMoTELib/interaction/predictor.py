@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from SegMoTELib.interaction.devices import choose_device, choose_precision, describe
+from SegMoTELib.interaction.devices import choose_device, choose_precision, describe, out_of_memory
 from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
 from SegMoTELib.interaction.expert_view import ExpertView
 from SegMoTELib.interaction.focus import View, ViewTransform, find_parts, find_view, mask_extent, part_weights
@@ -50,6 +51,7 @@ class Predictor:
 
     Attributes:
         last: the latest :class:`MaskPrediction`, for the expert view.
+        answering: lock for whoever sets the current image and asks about it, where several threads do.
         focus: look again at small objects through a crop; by default where the network's input is small.
     """
 
@@ -63,6 +65,7 @@ class Predictor:
         self._ready: OrderedDict[int, tuple[ImageEmbedding, ImageEmbedding]] = OrderedDict()
         self.last: MaskPrediction | None = None
         self.focus = model.compact
+        self.answering = threading.Lock()
         self.reset_image()
 
     @property
@@ -260,7 +263,10 @@ class Predictor:
                 with torch.no_grad():
                     found.append(self.model.encode(batch[first:first + size]))
                 first += size
-            except torch.cuda.OutOfMemoryError:
+            except RuntimeError as error:
+                mps_is_full = self.device.type == "mps" and out_of_memory(error)
+                if not (isinstance(error, torch.cuda.OutOfMemoryError) or mps_is_full):
+                    raise
                 if size == 1:
                     self._fall_back_to_cpu()
                 size = max(1, size // 2)
