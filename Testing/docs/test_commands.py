@@ -54,6 +54,11 @@ def workspace(materials, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    program = tmp_path / "bin" / "segmote"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m SegMoTELib.cli "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(program.parent), os.environ["PATH"]]))
     return folder
 
 
@@ -122,8 +127,7 @@ def test_every_block_of_a_page_runs(page, workspace, namespace, monkeypatch):
 
 
 def test_segmote_runs_as_a_program_of_its_own(workspace):
-    done = subprocess.run([sys.executable, "-m", "SegMoTELib.cli", "models", "list"], capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(["segmote", "models", "list"], capture_output=True, text=True, check=True)
     assert "segmote-tiny" in done.stdout
 
 
