@@ -5,7 +5,9 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+REPOSITORY = "https://github.com/SegMoTE/SlicerSegMoTE/blob/main"
+sys.path.insert(0, str(HERE.parent))
 
 from SegMoTELib import __version__
 from Testing.slicer_stub import install
@@ -45,6 +47,19 @@ def one_entry_a_line(app, what, name, obj, options, lines):
     lines[:] = split
 
 
+def link_to_the_repository(app, docname, source):
+    """Links to files outside of this folder lead to the repository; pictures are copied."""
+    def link(match):
+        target = ((HERE / docname).parent / match["path"]).resolve()
+        outside = target.is_relative_to(HERE.parent) and not target.is_relative_to(HERE)
+        place = f"{REPOSITORY}/{target.relative_to(HERE.parent)}" if outside else match["path"]
+        return f"[{match['text']}]({place}{match['anchor']})"
+
+    pattern = r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<path>\.\.[^)#\s]*)(?P<anchor>#?[^)\s]*)\)"
+    source[0] = re.sub(pattern, link, source[0])
+
+
 def setup(app):
-    """Before napoleon reads them."""
+    """What is done to docstrings before napoleon, and to pages before MyST."""
     app.connect("autodoc-process-docstring", one_entry_a_line, priority=400)
+    app.connect("source-read", link_to_the_repository)
