@@ -9,8 +9,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = "https://github.com/SegMoTE/SlicerSegMoTE/blob/main"
 sys.path.insert(0, str(HERE.parent))
 
-from SegMoTELib import __version__
-from Testing.slicer_stub import install
+from SegMoTELib import __version__  # noqa: E402
+from Testing.slicer_stub import install  # noqa: E402
 
 install()  # SegMoTELogic imports what only the Slicer application has
 
