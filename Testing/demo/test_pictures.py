@@ -37,5 +37,5 @@ def test_the_phantoms_head_is_found_and_drawn(tmp_path):
 
 
 def test_the_pictures_in_the_repository_are_those_that_the_script_makes():
-    made = set(re.findall(r'"(\w+\.png)"', (ROOT / "Testing" / "demo" / "pictures.py").read_text()))
+    made = set(re.findall(r'"(\w+\.png)"', (ROOT / "Testing" / "demo" / "pictures.py").read_text(encoding="utf-8")))
     assert made == {path.name for path in (ROOT / "Resources" / "Screenshots").glob("*.png")}

@@ -28,7 +28,7 @@ def materials(tmp_path_factory) -> Path:
     shutil.copy(resolve_model("segmote-tiny"), folder / "my_weights.safetensors")
     for block in blocks(ROOT / "docs" / "researcher.md"):
         if block.file:
-            (folder / block.file).write_text(block.text)
+            (folder / block.file).write_text(block.text, encoding="utf-8")
     return folder
 
 

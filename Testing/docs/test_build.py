@@ -20,6 +20,6 @@ def test_the_documentation_builds_without_warnings(tmp_path):
     assert done.returncode == 0, done.stderr
     pages = {path.name for path in (tmp_path / "html").rglob("*.html")}
     assert {"clinician.html", "troubleshooting.html", "SegMoTELib.interaction.predictor.html"} <= pages
-    reference = (tmp_path / "html" / "_api" / "SegMoTELib.interaction.predictor.html").read_text()
+    reference = (tmp_path / "html" / "_api" / "SegMoTELib.interaction.predictor.html").read_text(encoding="utf-8")
     assert "set_image" in reference
-    assert "propagate" in (tmp_path / "html" / "api.html").read_text()
+    assert "propagate" in (tmp_path / "html" / "api.html").read_text(encoding="utf-8")

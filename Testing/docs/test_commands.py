@@ -56,7 +56,7 @@ def workspace(materials, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     program = tmp_path / "bin" / "segmote"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m SegMoTELib.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).as_posix()}" -m SegMoTELib.cli "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(program.parent), os.environ["PATH"]]))
     return folder
@@ -127,7 +127,7 @@ def test_every_block_of_a_page_runs(page, workspace, namespace, monkeypatch):
 
 
 def test_segmote_runs_as_a_program_of_its_own(workspace):
-    done = subprocess.run(["segmote", "models", "list"], capture_output=True, text=True, check=True)
+    done = subprocess.run(["bash", "-c", "segmote models list"], capture_output=True, text=True, check=True)
     assert "segmote-tiny" in done.stdout
 
 
@@ -150,7 +150,7 @@ def test_what_is_not_run_is_on_the_list_with_a_reason(capsys):
 
 
 def test_targets_of_make_exist():
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for page in pages():
         for block in blocks(page):
             for command in block.commands() if block.language == "sh" else ():

@@ -12,7 +12,7 @@ import yaml
 
 from SegMoTELib import __version__
 from SegMoTELib.cli import COMMANDS, group
-from Testing.docs.pages import BLOCK, INLINE, LINK, ROOT, blocks, pages, prose, slug
+from Testing.docs.pages import INLINE, LINK, ROOT, blocks, pages, prose, slug
 
 PICTURES = ROOT / "Resources" / "Screenshots"
 LARGEST, LARGEST_TOGETHER = 200_000, 1_500_000  # bytes
@@ -21,7 +21,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in pages()]
 
 def anchors(page):
     """The anchors of a page's headings."""
-    return {slug(line.lstrip("#")) for line in BLOCK.sub("", page.read_text()).splitlines() if line.startswith("#")}
+    return {slug(line.lstrip("#")) for line in prose(page).splitlines() if line.startswith("#")}
 
 
 def resolve(words):
@@ -112,20 +112,20 @@ def test_every_command_is_documented():
 
 
 def test_the_table_of_keys_is_that_of_the_panel():
-    source = (ROOT / "SegMoTE" / "SegMoTE.py").read_text()
+    source = (ROOT / "SegMoTE" / "SegMoTE.py").read_text(encoding="utf-8")
     keys = next({key.value for key in node.value.keys} for node in ast.walk(ast.parse(source))
                 if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
                 and getattr(node.targets[0], "id", "") == "keys")
-    text = (ROOT / "docs" / "clinician.md").read_text().split("## Keys")[1].split("\n## ")[0]
+    text = (ROOT / "docs" / "clinician.md").read_text(encoding="utf-8").split("## Keys")[1].split("\n## ")[0]
     table = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")} - {"key", "---"}
     assert table == keys
 
 
 def test_words_in_italics_that_look_like_controls_are_in_the_panel():
-    interface = (ROOT / "SegMoTE" / "Resources" / "UI" / "SegMoTE.ui").read_text()
+    interface = (ROOT / "SegMoTE" / "Resources" / "UI" / "SegMoTE.ui").read_text(encoding="utf-8")
     controls = set(re.findall(r"<string>([^<]+)</string>", interface))
     controls = {text.replace("&lt;", "<").replace("&gt;", ">") for text in controls}
-    text = (ROOT / "docs" / "clinician.md").read_text()
+    text = (ROOT / "docs" / "clinician.md").read_text(encoding="utf-8")
     for name in ("Add point (+)", "Exclude point (−)", "Undo", "Redo", "Clear prompts", "Propagate", "< Propagate",
                  "Propagate >", "Cancel", "Apply", "Discard", "Auto", "This slice", "Range", "Whole volume",
                  "Everything", "Pick", "Next object", "Download"):
@@ -135,7 +135,7 @@ def test_words_in_italics_that_look_like_controls_are_in_the_panel():
 
 def test_sentences_of_the_troubleshooting_page_are_those_of_the_code():
     code = "".join(_strings(path) for folder in ("SegMoTELib", "SegMoTE") for path in (ROOT / folder).rglob("*.py"))
-    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     quoted = re.findall(r'^\*\*"(.+?)"\*\*$', page, re.MULTILINE)
     assert len(quoted) > 20
     for sentence in quoted:
@@ -147,7 +147,7 @@ def test_sentences_of_the_troubleshooting_page_are_those_of_the_code():
 def _strings(path) -> str:
     """The string constants of a file, values left out, so that a sentence can be found in them."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.JoinedStr):
             found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -156,7 +156,7 @@ def _strings(path) -> str:
 
 
 def test_the_citation_names_this_version_and_both_papers():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == __version__
     assert {one["url"].rsplit("/", 1)[1] for one in citation["references"]} == {"2602.19213", "2304.02643"}
-    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
