@@ -72,11 +72,11 @@ def fetch(name: str, accept_licence: bool) -> None:
 @click.argument("names", nargs=-1, shell_complete=HERE)
 def verify(names: tuple[str, ...]) -> None:
     """Hash the weights of NAMES again (default: all on this machine) and compare."""
-    from SegMoTELib.zoo.store import held
+    from SegMoTELib.zoo.store import find, held
     from SegMoTELib.zoo.store import verify as check
 
     failed = []
-    for name in names or [one.name for one in held() if one.path.is_file()]:
+    for name in [find(name).name for name in names] or [one.name for one in held() if one.path.is_file()]:
         try:
             click.echo(f"{name}: {check(name)}")
         except ModelError as error:
