@@ -98,6 +98,13 @@ def test_every_error_is_one_sentence_that_says_what_to_do(error, words):
     assert "\n" not in explain(error)
 
 
+def test_a_strangers_text_does_not_steer_the_terminal(capsys):
+    assert run(["models", "verify", "\x1b[2Jnothing\nhere\u202e"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("segmote:  [2Jnothing here : no such model")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(("error", "status"), [(KeyError("odd"), 1), (MemoryError(), 1), (KeyboardInterrupt(), 130),
                                                (OSError(13, "Permission denied", "x"), 1)])
 def test_whatever_a_command_raises_there_is_no_traceback_unless_asked(monkeypatch, capsys, error, status):

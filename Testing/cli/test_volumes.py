@@ -154,8 +154,8 @@ def test_results_can_be_read_by_scripts(scan, tmp_path):
         assert result["millilitres"] == pytest.approx(found.sum() * 2 / 1000, abs=1e-3)
     assert 0 < results["segment"]["predicted_iou"] <= 1
     assert set(results["segment"]["seconds"]) >= {"encode", "decode"}
-    assert results["propagate"]["slices"] == [4, 5, 6]
-    assert results["propagate"]["prompted"][0]["slice"] == 5
+    assert results["propagate"]["slices"] == [3, 4, 5]  # counted along the stack, from the head down
+    assert results["propagate"]["prompted"][0]["slice"] == 4
     assert results["propagate"]["ends"]["last"]["because"]
     assert results["auto"]["slices_searched"] == 8
     assert any("trained on" in warning for warning in results["auto"]["warnings"])
