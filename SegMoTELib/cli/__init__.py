@@ -70,8 +70,13 @@ def run(arguments: list[str], debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         else:
-            click.echo(f"segmote: {explain(error)}", err=True)
+            click.echo(f"segmote: {plain(explain(error))}", err=True)
         return FAILED
+
+
+def plain(text: str) -> str:
+    """A text of a file's or a stranger's in one line, without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in " ".join(text.split()))
 
 
 def explain(error: Exception) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from SegMoTELib.cli import completion, explain
+from SegMoTELib.cli import completion, explain, plain
 from SegMoTELib.cli.volumes import PLANES, common_options, json_option, load_predictor
 from SegMoTELib.errors import SegMoTEError
 
@@ -77,7 +77,7 @@ def _run_all(calls: dict[str, tuple], target: str, workers: int, cluster: str | 
             try:
                 done[name] = future.result()
             except Exception as error:  # one volume's trouble, whatever it is, must not stop the others
-                failed[name] = explain(error)
+                failed[name] = plain(explain(error))
                 tqdm.write(f"{name}: FAILED: {failed[name]}", file=sys.stderr)
             else:
                 if not quiet:

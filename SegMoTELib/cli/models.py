@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from SegMoTELib.cli import completion
+from SegMoTELib.cli import completion, plain
 from SegMoTELib.errors import ModelError
 
 MISSING, HERE = completion.models(lambda here: not here), completion.models(bool)
@@ -40,7 +40,7 @@ def list_models(as_json: bool) -> None:
         return
     for row in rows:
         size = row["bytes"] or row.get("download_bytes")
-        click.echo(f"{row['name']:<20}{row['state']:<20}{_megabytes(size):>9}  {row.get('licence', 'your own')}")
+        click.echo(f"{plain(row['name']):<20}{row['state']:<20}{_megabytes(size):>9}  {row.get('licence', 'your own')}")
     click.echo(f"Downloads go to {models_folder()}.", err=True)
 
 
@@ -72,16 +72,16 @@ def fetch(name: str, accept_licence: bool) -> None:
 @click.argument("names", nargs=-1, shell_complete=HERE)
 def verify(names: tuple[str, ...]) -> None:
     """Hash the weights of NAMES again (default: all on this machine) and compare."""
-    from SegMoTELib.zoo.store import held
+    from SegMoTELib.zoo.store import find, held
     from SegMoTELib.zoo.store import verify as check
 
     failed = []
-    for name in names or [one.name for one in held() if one.path.is_file()]:
+    for name in [find(name).name for name in names] or [one.name for one in held() if one.path.is_file()]:
         try:
             click.echo(f"{name}: {check(name)}")
         except ModelError as error:
             failed.append(name)
-            click.echo(f"segmote: {error}", err=True)
+            click.echo(f"segmote: {plain(str(error))}", err=True)
     if failed:
         raise ModelError(f"not intact: {', '.join(failed)}.")
 

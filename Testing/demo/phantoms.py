@@ -22,7 +22,8 @@ def write_ultrasound(path: Path, slices: int = 3, seed: int = 5) -> Path:
     tissue += 45 * np.exp(-(across / 2.5) ** 2) * (np.abs(along) < 50)  # the midline echo
     tissue *= (np.hypot(rows + 60, columns - 128) < 300) & (np.abs(np.arctan2(columns - 128, rows + 60)) < 0.62)
     speckle = [ndimage.gaussian_filter(rng.rayleigh(1.0, rows.shape), (0.8, 1.6)) / 1.25 for _ in range(slices)]
-    return _write(path, np.clip(tissue * np.array(speckle) ** 1.7, 0, 255).round().astype(np.uint8), (0.5, 0.5, 2.0))
+    image = np.clip(tissue * np.array(speckle) ** 1.7, 0, 255).round().astype(np.uint8)
+    return _write(path, image[:, ::-1], (0.5, 0.5, 2.0))  # the probe is in front
 
 
 def write_ct(path: Path) -> Path:

@@ -97,15 +97,20 @@ def everything(studio: Studio, folder: Path) -> None:
 
 
 def auto(folder: Path) -> None:
-    """Auto on one slice of the phantom, and the section for weights."""
+    """Auto on one slice of the phantom, and the sections for weights and experts."""
     with tempfile.TemporaryDirectory() as made:
         studio = Studio(write_ultrasound(Path(made) / "ultrasound.nrrd"), "Ultrasound", (360, 300))
     studio.press("auto")
     save(stacked([[studio.panel_image("autoSectionButton", "autoSectionButton"), studio.image("Red")]], PANEL_GREY),
          folder / "auto.png")
-    for section in (studio.panel.ui.modelButton, studio.panel.ui.advancedButton):
-        section.collapsed = False
-    save(studio.panel_image("modelButton", "advancedButton"), folder / "model.png")
+    studio.panel.ui.modelButton.collapsed = False
+    save(studio.panel_image("modelButton", "modelButton"), folder / "model.png")
+    studio.panel.ui.modelButton.collapsed = True
+    studio.panel.ui.expertsButton.collapsed = False
+    studio.press("addSegment")
+    studio.look(studio.middle)
+    studio.click("addPoint", "Red", studio.middle)
+    save(studio.panel_image("expertsButton", "expertsButton"), folder / "experts.png")
     studio.close()
 
 

@@ -18,7 +18,7 @@ from Testing.slicer_stub.application import volume_node
 
 BARS = {"Red": "#d94c42", "Yellow": "#d9b53c", "Green": "#5d9a4c", "3D": "#5a62b8"}  # as Slicer colours its views
 ORIENTATIONS = {"Red": "axial", "Yellow": "sagittal", "Green": "coronal"}
-BAR_HEIGHT, GAP, MARGIN, PANEL_WIDTH = 20, 4, 8, 400  # pixels
+BAR_HEIGHT, GAP, MARGIN, PANEL_WIDTH = 20, 4, 4, 400  # pixels
 LONG_MS = 1_800_000  # no step of a picture takes longer, whatever else the machine does
 
 

@@ -33,7 +33,8 @@ class Evil:
 
 @pytest.mark.parametrize("line", [
     "data: !!python/object/apply:builtins.exec [\"open(r'MARK', 'w').close()\"]",
-    "data: !!python/object/new:subprocess.Popen [[touch, MARK]]", "data: !!python/name:os.system", "data: " + "[" * 5000])
+    "data: !!python/object/new:subprocess.Popen [[touch, MARK]]", "data: !!python/name:os.system",
+    "data: " + "[" * 5000])
 def test_a_training_config_runs_nothing(tmp_path, line):
     path = tmp_path / "run.yaml"
     path.write_text(line.replace("MARK", str(tmp_path / "mark")))
@@ -94,7 +95,7 @@ def test_a_folder_given_as_dots_becomes_a_name(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "set" / "images" / "one.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "images/../../outside.png", 5])
+@pytest.mark.parametrize("name", ["../outside.png", "/etc/hostname", "images/../../outside.png"])
 def test_a_description_cannot_name_files_outside_of_its_folder(tmp_path, name):
     folder = tmp_path / "set"
     folder.mkdir()
@@ -102,12 +103,8 @@ def test_a_description_cannot_name_files_outside_of_its_folder(tmp_path, name):
     (folder / "dataset.json").write_text(json.dumps(
         {"labels": {"1": "organ"}, "modality": {"0": "MR"},
          "training": [{"image": name, "label": "label/x.(1, 4, 4, 1).npz"}]}))
-    try:
-        sets = open_sources([folder])
-    except DataError as error:
-        assert "does not lie in the data set's folder" in str(error)
-    else:  # a number is a name like any other, of a file that is not there
-        assert [bad for one in sets for reference in one.references for bad in reference.items()][0].reason
+    with pytest.raises(DataError, match="does not lie in the data set's folder"):
+        open_sources([folder])
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{\"a\":" * 100_000])

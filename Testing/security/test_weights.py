@@ -88,13 +88,14 @@ def test_a_training_run_does_not_resume_from_such_a_file(tmp_path, kind):
     (tmp_path / "last.pt").write_bytes(PACKED[kind](Evil(tmp_path / "mark")))
     trainer = Trainer.__new__(Trainer)
     trainer.folder, trainer.device, trainer.config = tmp_path, torch.device("cpu"), None
-    with pytest.raises(CheckpointError, match="Delete it to start over|another config"):
+    with pytest.raises(CheckpointError, match=r"Delete it to start over|another config"):
         trainer.resume()
     assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("header", [
-    (2**62).to_bytes(8, "little") + b"{}", (2**63 + 5).to_bytes(8, "little") + b"{}", (90_000_000).to_bytes(8, "little"),
+    (2**62).to_bytes(8, "little") + b"{}",
+    (2**63 + 5).to_bytes(8, "little") + b"{}", (90_000_000).to_bytes(8, "little"),
     (2).to_bytes(8, "little") + b"{}", b"\x10" + bytes(7) + b"{" * 16,
     (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4'.ljust(60, b" "),
     (75).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[99999999999],"data_offsets":[0,399999999996]}}'],
