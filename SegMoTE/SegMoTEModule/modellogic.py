@@ -155,7 +155,7 @@ class ModelLogic:
         def work(job):
             from SegMoTELib.interaction.expert_view import attention_png
 
-            with predictor.answering:
+            with predictor.turn:
                 view, pixels = predictor.expert_view(), predictor.encoded.pixels
             return view, attention_png(view, pixels, side)
 
