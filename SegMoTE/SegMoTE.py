@@ -344,7 +344,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
 
     def onCancel(self):
         self.logic.cancel()
-        self.fillModels()  # loading weights was stopped, too
+        self.refreshModels()  # loading weights was stopped, too
         self.showStatus(_("Stopped. Apply keeps the finished slices, Discard leaves the scene as it was.")
                         if self.logic.hasPending() else _("Cancelled; the scene is as it was."), False)
         self.updateControls()
@@ -382,8 +382,8 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
             if not self.logic.downloading():
                 self.timer.stop()
             self.ui.statusLabel.setText(self.message or _("Ready."))
-            if self.logic.modelState and not self.logic.downloading():
-                self.ui.modelStateLabel.setText(self.logic.modelState)
+            if not self.logic.downloading():
+                self.showState()
             self.updateControls()
 
     def onCursorMoved(self, caller, event):

@@ -5,7 +5,7 @@ import html
 import qt
 from slicer.i18n import tr as _
 
-PICTURE_SIDE = 320  # pixels
+PICTURE_SIDE = 300  # pixels
 
 
 class ExpertPanel:

@@ -30,6 +30,7 @@ class ModelLogic:
     _fellBack = False  # to the CPU, when the GPU's memory ran out
     _loading = None  # the job that loads weights
     _explained = None  # the answer whose experts were shown last
+    _summary = None  # an answer, and who gave it
 
     # --- for scripts -----------------------------------------------------------------------------------------------
 
@@ -127,6 +128,12 @@ class ModelLogic:
     def expertSummary(self):
         """Which expert token gave the latest mask, in words."""
         last = getattr(self._predictor(), "last", None)
+        if self._summary is None or last is not self._summary[0]:  # reading tensors of a GPU waits for it: once for each answer
+            self._summary = last, self._summarise(last)
+        return self._summary[1]
+
+    @staticmethod
+    def _summarise(last):
         if last is None:
             return _("No answer yet.")
         if last.token_probabilities is None:
@@ -155,7 +162,7 @@ class ModelLogic:
         def work(job):
             from SegMoTELib.interaction.expert_view import attention_png
 
-            with predictor.answering:
+            with predictor.turn:
                 view, pixels = predictor.expert_view(), predictor.encoded.pixels
             return view, attention_png(view, pixels, side)
 

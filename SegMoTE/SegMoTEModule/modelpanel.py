@@ -47,7 +47,7 @@ class ModelPanel:
             box.addItem(Path(shown).name, shown)  # a file of the user's
         box.addItem(_("A file of mine..."), MY_FILE)
         box.setCurrentIndex(max(0, box.findData(shown)))
-        self.ui.deviceComboBox.setCurrentIndex(DEVICES.index(self.logic.choice.device))
+        self.ui.deviceComboBox.setCurrentIndex(DEVICES.index(self.logic.choice.device.split(":")[0]))
         self.ui.precisionComboBox.setCurrentIndex(PRECISIONS.index(self.logic.choice.precision))
         self.showModel()
 
@@ -77,6 +77,11 @@ class ModelPanel:
         self.ui.targetComboBox.clear()
         for name, modality in self.logic.targets():
             self.ui.targetComboBox.addItem(f"{name} ({modality})" if modality else name)
+        self.showState()
+        self.updateControls()
+
+    def showState(self):
+        """Whether the model that the list shows is here, loaded, and where it computes."""
         if self.chosenModel() != self.logic.modelName:
             self.ui.modelStateLabel.setText(_("{chosen} is not on this machine: press Download. Until then {name} "
                                               "answers.").format(chosen=self.chosenModel(), name=self.logic.modelName))
@@ -85,7 +90,6 @@ class ModelPanel:
         else:
             self.ui.modelStateLabel.setText(_("{name}, not loaded: it is loaded with the first prompt.").format(
                 name=self.logic.modelName))
-        self.updateControls()
 
     def onModelChosen(self, index):
         name = self.chosenModel()
@@ -95,7 +99,7 @@ class ModelPanel:
             if not name:
                 self.fillModels()
                 return
-        if self.held(name) in ("not downloaded", "partly downloaded"):
+        if self.isMissing(name):
             self.showModel()
             return
         self.useModel(name)
@@ -113,13 +117,21 @@ class ModelPanel:
                 chosen=Path(name).name, name=Path(self.logic.modelName).name))
 
     def onModelLoaded(self, changed):
-        self.fillModels()
+        self.refreshModels()
         if changed:
             self.clearExperts()  # they are those of the former model
+
+    def refreshModels(self):
+        """List the models anew; one that is looked at, or being downloaded, stays in view."""
+        self.fillModels(self.chosenModel() if self.isMissing(self.chosenModel()) else None)
 
     def held(self, name):
         """State of a model of the list, "" for a file."""
         return next((model.state for model in self.logic.models() if model.name == name), "")
+
+    def isMissing(self, name):
+        """Whether a model of the list has to be downloaded first."""
+        return self.held(name) in ("not downloaded", "partly downloaded")
 
     def onDownload(self):
         entry = self.logic.entry(self.chosenModel())
@@ -161,7 +173,7 @@ class ModelPanel:
         """(widgets, reason why they cannot be used or None) for ``updateControls``."""
         busy = self.logic.downloading()
         state = self.held(self.chosenModel())
-        missing = state in ("not downloaded", "partly downloaded")
+        missing = self.isMissing(self.chosenModel())
         here = None if state in ("verified", "not verified", "yours", "partly downloaded") else _(
             "These weights cannot be removed.")
         return (((self.ui.downloadButton,), None if missing and not busy else

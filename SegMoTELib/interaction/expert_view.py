@@ -41,7 +41,8 @@ def attention_png(view: ExpertView, image: np.ndarray, side: int) -> bytes:
     attention = view.attention[view.selected]
     low, high = attention.min(), attention.max()
     share = (attention - low) / (high - low) if high > low else np.zeros_like(attention)
-    heat = np.stack([np.interp(share, np.linspace(0, 1, len(HEAT)), channel) for channel in zip(*HEAT, strict=True)], -1)
+    stops = np.linspace(0, 1, len(HEAT))
+    heat = np.stack([np.interp(share, stops, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
     weight = STRENGTH * share[..., None]
     blended = np.rint((1 - weight) * image + weight * heat).astype(np.uint8)
     scale = side / max(image.shape[:2])

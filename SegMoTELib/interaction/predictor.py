@@ -51,8 +51,8 @@ class Predictor:
 
     Attributes:
         last: the latest :class:`MaskPrediction`, for the expert view.
-        answering: lock for whoever sets the current image and asks about it, where several threads do.
         focus: look again at small objects through a crop; by default where the network's input is small.
+        turn: there is one current image; threads hold this lock from ``set_encoded`` to their answer.
     """
 
     def __init__(self, model: SegMoTE, device: str | None = None, precision: str = "auto",
@@ -61,11 +61,11 @@ class Predictor:
         self.dtype = choose_precision(self.device, precision)
         self.model = _placed(model, self.device, self.dtype).eval()
         self.cache = cache
+        self.turn = threading.Lock()
         self._fingerprint = ""
         self._ready: OrderedDict[int, tuple[ImageEmbedding, ImageEmbedding]] = OrderedDict()
         self.last: MaskPrediction | None = None
         self.focus = model.compact
-        self.answering = threading.Lock()
         self.reset_image()
 
     @property

@@ -111,7 +111,7 @@ class Session:
         from SegMoTELib.interaction.everything import find_everything
 
         encoded = self._encoded(plane, {})
-        with self.predictor.answering:
+        with self.predictor.turn:
             return find_everything(self.predictor, encoded)
 
     def refine(self, plane: SlicePlane, mask: np.ndarray) -> tuple[np.ndarray, float]:
@@ -135,7 +135,7 @@ class Session:
         """The predictor with this plane as its current image."""
         encoded = self._encoded(plane, seconds)
         started = time.perf_counter()
-        with self.predictor.answering:
+        with self.predictor.turn:
             self.predictor.set_encoded(encoded)
             yield
         seconds["decode"] = time.perf_counter() - started

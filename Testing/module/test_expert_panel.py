@@ -67,8 +67,8 @@ def test_opened_it_shows_the_router_and_the_attention_of_the_latest_answer(click
     expert = view.routing[0][view.selected]
     assert f"expert {expert + 1}, {view.gate_probabilities[0][view.selected, expert]:.0%}" in table
     shown = picture(clicked).toImage()
-    assert max(shown.width(), shown.height()) == 320
-    colours = {shown.pixel(x, y) for x in range(0, 320, 8) for y in range(0, 320, 8)}
+    assert max(shown.width(), shown.height()) == 300
+    colours = {shown.pixel(x, y) for x in range(0, 300, 8) for y in range(0, 300, 8)}
     assert len(colours) > 50
 
 

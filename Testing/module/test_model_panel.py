@@ -98,7 +98,9 @@ def choose(widget, name):
 
 def finish(widget):
     """Until neither downloads nor jobs are left."""
+    end = time.monotonic() + 300
     while True:
+        assert time.monotonic() < end
         widget.onTimer()
         if not widget.logic.downloading() and not widget.logic.busy() and widget.logic.download is None:
             return
@@ -439,6 +441,18 @@ def test_clicks_are_answered_while_weights_are_downloaded(ready, host):
     assert ready.logic.downloading()
     ready.ui.stopDownloadButton.click()
     finish(ready)
+
+
+def test_a_model_that_is_looked_at_stays_in_view_while_another_is_loaded_by_a_click(panel, image):
+    panel.ui.volumeSelector.setCurrentNode(image)
+    choose(panel, "sam-vit-b")
+    panel.ui.addPointButton.click()
+    click(panel)
+    finish(panel)
+    assert mask(panel).any()
+    assert panel.chosenModel() == "sam-vit-b"
+    assert "press Download" in panel.ui.modelStateLabel.text
+    assert panel.logic.modelName == "segmote-tiny"
 
 
 def test_a_licence_is_linked_and_nothing_in_its_text_is_taken_for_markup(panel, another):
