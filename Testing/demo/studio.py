@@ -109,7 +109,7 @@ class Studio:
                 self.surfaces()
                 view3d = ThreeDView(self.size)
                 view3d.node.SetAxisLabelsVisible(False)
-                view3d.save(file, (0.9, -0.9, 0.4))
+                view3d.save(file, direction=(0.9, -0.9, 0.4))
             else:
                 shown = SliceView(self.nodes[view], self.size)
                 shown.show(self.node, slicer.util.arrayFromVTKMatrix(self.nodes[view].GetSliceToRAS()))
