@@ -83,6 +83,16 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         """Repeat what was taken back; False where there is nothing."""
         return self._segmenter is not None and self._segmenter.redo()
 
+    def exportSurfaces(self, segmentationNode, folder, format="STL"):
+        """Write the surfaces of a segmentation's segments into a folder, as "STL" (a file each) or "OBJ" (one file with
+        colours), in LPS millimetres of the world as Slicer writes them; empty segments are left out.
+
+        Returns the paths of the files.
+        """
+        from SegMoTELib.mrml.surfaces import export_surfaces
+
+        return [str(path) for path in export_surfaces(segmentationNode, folder, format)]
+
     def keepEmbeddings(self, onDisk):
         """Keep embeddings on disk, too, from now on; they are answered from there in the next session."""
         self._embeddingsOnDisk = onDisk

@@ -33,7 +33,10 @@ from SegMoTELib.cli.volumes import (
 @output_option
 def command(volume_path: Path, target: str, orientation: str | None, intensity: str, model: str, device: str,
             keep_embeddings: bool, series: str, as_json: bool, output: Path) -> None:
-    """Find TARGET on every slice of VOLUME, agree between slices, and write a segmentation that Slicer opens."""
+    """Find TARGET on every slice of VOLUME, agree between slices, and write a segmentation that Slicer opens.
+
+    VOLUME is an image file (NIfTI, NRRD, ...), a DICOM file, or a folder with a DICOM series.
+    """
     predictor = load_predictor(model, device, keep_embeddings)
     with Bar(target) as bar:
         result = auto_file(volume_path, target, orientation, intensity, predictor, output, bar, series)
@@ -47,7 +50,7 @@ def auto_file(volume_path: Path, target: str, orientation: str | None, intensity
     from SegMoTELib.imaging.stacks import PlaneStack
     from SegMoTELib.interaction.auto import best_orientation, modality_note, segment_slices
 
-    session = open_session(volume_path, intensity, predictor, series)
+    session = open_session(volume_path, intensity, predictor, series, output)
     session.check_target(target)
     stack = PlaneStack.along(session.volume, orientation or best_orientation(session.volume))
     found = segment_slices(session, stack, target, 0, len(stack) - 1, *([bar] if bar else []))

@@ -17,6 +17,7 @@ import click
 from SegMoTELib.cli import completion, explain, plain
 from SegMoTELib.cli.volumes import PLANES, common_options, json_option, load_predictor
 from SegMoTELib.errors import SegMoTEError
+from SegMoTELib.imaging.dicom import find_series, is_dicom
 
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 RESULT = ".seg.nrrd"
@@ -37,7 +38,7 @@ RESULT = ".seg.nrrd"
               help="Where the segmentations go, one for each volume; default: \"segmentations\" in FOLDER.")
 def command(folder: Path, target: str, orientation: str | None, intensity: str, model: str, device: str,
             keep_embeddings: bool, workers: int, cluster: str | None, as_json: bool, output: Path | None) -> None:
-    """Find TARGET in every volume of FOLDER: image files, and sub-folders with one DICOM series each.
+    """Find TARGET in every volume of FOLDER: image files, and every DICOM series in it and its sub-folders.
 
     Volumes whose segmentation is in OUTPUT already are left alone: after an interruption, run the same command again.
     A volume that fails is named and does not stop the others; the exit status is then 1.
@@ -47,11 +48,11 @@ def command(folder: Path, target: str, orientation: str | None, intensity: str, 
     if not cases:
         raise SegMoTEError(f"{folder}: no volumes here ({', '.join(ENDINGS)}, or folders of DICOM files).")
     output.mkdir(parents=True, exist_ok=True)
-    todo = {name: path for name, path in cases.items() if not (output / (name + RESULT)).exists()}
+    todo = {name: case for name, case in cases.items() if not (output / (name + RESULT)).exists()}
     if len(todo) < len(cases):
         click.echo(f"{len(cases) - len(todo)} of {len(cases)} are done already.", err=True)
-    calls = {name: (str(path.absolute()), target, orientation, intensity, model, device, keep_embeddings,
-                    str(output / (name + RESULT))) for name, path in todo.items()}
+    calls = {name: (str(path.absolute()), series, target, orientation, intensity, model, device, keep_embeddings,
+                    str(output / (name + RESULT))) for name, (path, series) in todo.items()}
     done, failed = _run_all(calls, target, workers, cluster, quiet=as_json)
     if as_json:
         click.echo(json.dumps({"done_before": len(cases) - len(todo), "segmented": done, "failed": failed}, indent=2))
@@ -85,30 +86,48 @@ def _run_all(calls: dict[str, tuple], target: str, workers: int, cluster: str | 
     return done, failed
 
 
-def find_cases(folder: Path, output: Path) -> dict[str, Path]:
-    """Name -> volume file or DICOM folder, in a folder; segmentations and the output folder are no volumes."""
-    found: dict[str, Path] = {}
+def find_cases(folder: Path, output: Path) -> dict[str, tuple[Path, str]]:
+    """Name -> (file, "") or (DICOM folder, series UID or "" where it has one); segmentations and output are left out.
+
+    A folder of one series gives its name; where it holds several, their UID is added.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+
+    def add(name: str, path: Path, series: str = "") -> None:
+        if name in found:
+            raise SegMoTEError(f"{folder}: two volumes are called {name}; rename one.")
+        found[name] = path, series
+
     for path in sorted(folder.iterdir()):
-        if path.absolute() == output:
-            continue
-        if path.is_dir() and any(child.is_file() for child in path.iterdir()):
-            found[path.name] = path
-        elif path.name.lower().endswith(ENDINGS) and not path.name.lower().endswith(RESULT):
+        if path.is_file() and path.name.lower().endswith(ENDINGS) and not path.name.lower().endswith(RESULT):
             ending = next(one for one in sorted(ENDINGS, key=len, reverse=True) if path.name.lower().endswith(one))
-            name = path.name[:-len(ending)]
-            if name in found:
-                raise SegMoTEError(f"{folder}: two volumes are called {name}; rename one.")
-            found[name] = path
+            add(path.name[:-len(ending)], path)
+    for path in _dicom_folders(folder, output):
+        name = "_".join(path.relative_to(folder).parts) or path.absolute().name
+        usable = [one.uid for one in find_series(path) if not one.problem and not one.localizer]
+        for series in usable if len(usable) > 1 else [""]:
+            add(f"{name}_{series}" if series else name, path, series)
     return found
 
 
-def run_case(path: str, target: str, orientation: str | None, intensity: str, model: str, device: str,
+def _dicom_folders(folder: Path, output: Path) -> Iterator[Path]:
+    """The uppermost folders that hold DICOM files themselves."""
+    children = [path for path in sorted(folder.iterdir()) if path.absolute() != output]
+    if any(path.is_file() and is_dicom(path) for path in children):
+        yield folder
+        return
+    for path in children:
+        if path.is_dir():
+            yield from _dicom_folders(path, output)
+
+
+def run_case(path: str, series: str, target: str, orientation: str | None, intensity: str, model: str, device: str,
              keep_embeddings: bool, output: str) -> dict:
     """One volume, in whatever process; returns its result."""
     from SegMoTELib.cli.auto import auto_file
 
     return auto_file(Path(path), target, orientation, intensity, _predictor(model, device, keep_embeddings),
-                     Path(output), None)
+                     Path(output), None, series)
 
 
 @lru_cache(maxsize=1)

@@ -43,6 +43,8 @@ def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, ori
             series: str, as_json: bool, output: Path) -> None:
     """Segment an object on the slices of the prompts, and carry it to both ends of the object or the range.
 
+    VOLUME is an image file (NIfTI, NRRD, ...), a DICOM file, or a folder with a DICOM series.
+
     Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30. Prompts of several slices may be given;
     in between, the slices meet in the middle.
     """
@@ -53,7 +55,7 @@ def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, ori
 
     if not points and not boxes:
         raise PromptError("Nothing to go by: give --point or --box.")
-    session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings), series)
+    session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings), series, output)
     stack = PlaneStack.along(session.volume, orientation)
     prompts: dict[int, tuple[list, list, list]] = {}
     corners = [np.reshape(box, (2, 3)) for box in boxes]

@@ -64,13 +64,15 @@ def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None
             series: str, as_json: bool, output: Path) -> None:
     """Segment one slice of VOLUME and write it as a segmentation that Slicer opens.
 
+    VOLUME is an image file (NIfTI, NRRD, ...), a DICOM file, or a folder with a DICOM series.
+
     Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30 (with "=", for the minus sign's sake).
     """
     from SegMoTELib.imaging.files import NamedMask, write_segmentation
     from SegMoTELib.imaging.planes import SlicePlane
 
     _refuse_mixture(points, excluded, box, auto, position)
-    session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings), series)
+    session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings), series, output)
     volume = session.volume
     middle = volume.to_ras((np.array(volume.shape) - 1) / 2)
     corners = None if box is None else np.reshape(box, (2, 3))

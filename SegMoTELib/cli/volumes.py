@@ -38,14 +38,14 @@ def common_options(command):
 def output_option(command):
     """-o, refused before any work if its ending is none we write."""
     def checked(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
-        from SegMoTELib.imaging.files import check_ending
+        from SegMoTELib.imaging.files import check_output
 
-        check_ending(path)
+        check_output(path)
         return path
 
     return click.option("-o", "--output", required=True, type=click.Path(path_type=Path), callback=checked,
-                        metavar="FILE", help="Segmentation to write: .seg.nrrd for Slicer, .dcm (DICOM SEG, for a "
-                        "DICOM series), or .nii.gz (label map).")(command)
+                        metavar="FILE", help="Segmentation to write: .seg.nrrd (for Slicer), .dcm (DICOM SEG, of "
+                        "a VOLUME from DICOM) or .nii.gz (label map).")(command)
 
 
 def json_option(command):
@@ -83,13 +83,14 @@ def load_predictor(model: str, device: str, keep_embeddings: bool):
     return Predictor(load_checkpoint(resolve_model(model)), device, cache=cache)
 
 
-def open_session(path: Path, intensity: str, predictor, series: str = "") -> Session:
-    """A session on a volume from a file."""
-    from SegMoTELib.imaging.files import read_volume
+def open_session(path: Path, intensity: str, predictor, series: str, output: Path) -> Session:
+    """A session on a volume from a file, whose segments can be written to another."""
+    from SegMoTELib.imaging.files import check_output, read_volume
     from SegMoTELib.imaging.intensity import range_of
     from SegMoTELib.interaction.session import Session
 
     volume = read_volume(path, series)
+    check_output(output, volume)
     return Session(predictor, volume, range_of(volume, intensity))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from SegMoTELib.errors import VolumeError, reason
 from SegMoTELib.imaging.dicom_geometry import TAGS as GEOMETRY_TAGS
 from SegMoTELib.imaging.dicom_geometry import NotRegularError, Place, order_and_matrix, places_of
-from SegMoTELib.imaging.dicom_pixels import frames_of, open_dicom, quiet, smallest
+from SegMoTELib.imaging.dicom_pixels import frames_of, open_dicom, quiet
 from SegMoTELib.imaging.volume import LPS_TO_RAS, Volume
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class Series:
         return list(dict.fromkeys(path for path, _ in self.frames))
 
     def __str__(self) -> str:
-        words = f"{self.uid or 'no UID'} ({self.modality or 'unknown modality'}, {len(self.frames)} images)"
+        about = ", ".join(filter(None, (self.modality, self.description, f"{len(self.frames)} images")))
+        words = f"{self.uid or 'no UID'} ({about})"
         return f"{words}: {self.problem}" if self.problem else words
 
 
@@ -78,7 +79,7 @@ def find_series(folder: Path) -> list[Series]:
             continue
         if header is not None:
             scout = "LOCALIZER" in (header.get("ImageType") or ())
-            found.setdefault((str(header.get("SeriesInstanceUID", path.name)), scout), []).append((path, header))
+            found.setdefault((str(header.get("SeriesInstanceUID") or path.name), scout), []).append((path, header))
     if damaged:
         log.warning("%s: %d files could not be read as DICOM and are left out: %s", folder, len(damaged),
                     _listed([path.name for path in damaged]))
@@ -159,6 +160,8 @@ def _header(path: Path):
             return None
         if "SOPClassUID" not in header and "Modality" not in header and "Rows" not in header:
             raise ValueError("no header")
+        for name in ("SeriesInstanceUID", "Modality", "SeriesDescription", "ImageType"):
+            header.get(name)  # pydicom finds damage in a value when it is first looked at
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except VolumeError:
@@ -231,7 +234,7 @@ def _read(series: Series, name: str) -> Volume:
     slices = [files[path][number] for path, number in series.frames]
     if len({one.shape for one in slices}) > 1:
         raise VolumeError(f"{name}: the images of the series {series.uid} differ in size.")
-    return Volume(smallest(np.stack(slices)), LPS_TO_RAS @ series.matrix, series.modality, name, tuple(series.files))
+    return Volume(np.stack(slices), LPS_TO_RAS @ series.matrix, series.modality, name, tuple(series.files))
 
 
 def _listed(things: list, between: str = ", ") -> str:

@@ -14,6 +14,7 @@ UNEVEN = 0.05  # of the spacing: how far a slice may lie from its place in a reg
 ROUNDING = 0.06  # millimetres: headers are often rounded to 0.1 mm; allowed up to a quarter of the spacing
 SHEARED = 0.5  # of a pixel: how far the last slice may lie beside the normal of the first
 PARALLEL = 2e-3  # of a unit vector
+MOST_FRAMES = 100_000  # more than any scanner makes: a damaged header
 CENTIMETRES = 3  # Physical Units X Direction of a calibrated ultrasound region
 
 
@@ -42,6 +43,8 @@ def places_of(header: Any) -> list[Place]:
         NotRegularError: places that make no sense.
     """
     count = int(header.get("NumberOfFrames") or 1)
+    if not 0 < count <= MOST_FRAMES:
+        raise NotRegularError(f"its header claims {count} frames")
     groups = header.get("PerFrameFunctionalGroupsSequence")
     if not groups:
         return [_place(header, [header, *(header.get("DetectorInformationSequence") or [])], count)] * count

@@ -19,9 +19,6 @@ from SegMoTELib.errors import VolumeError, reason
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-IN_UNITS = ("HU",)  # Rescale Type: values with a unit keep it, whichever way they are to be displayed
-
-
 def quiet(function: Callable) -> Callable:
     """Decorator: keep pydicom's remarks on values, made when they are first looked at, from the user."""
     @wraps(function)
@@ -53,10 +50,10 @@ def open_dicom(path: Path, **options: Any) -> Dataset:
 def frames_of(path: Path) -> np.ndarray:
     """(frames, rows, columns) of a file, or (frames, rows, columns, 3) RGB.
 
-    Grey values are rescaled (frame by frame where the file says so) and keep their type where there is nothing to
-    rescale, otherwise int32 or float32. MONOCHROME1 is inverted over the range of its stored bits, so that bright is
-    what the sender wants to see bright, with padding at the dark end; values in Hounsfield units are never inverted.
-    Palettes become uint8 RGB.
+    Grey values are rescaled (frame by frame where the file says so); they keep their type where there is nothing to
+    rescale, otherwise they are int16, int32 or float32. MONOCHROME1 is turned round within the range of its stored
+    bits, so that bright is what the sender wants to see bright, with padding at the dark end; values in Hounsfield
+    units and PET are never turned round. Palettes become uint8 RGB.
 
     Raises:
         VolumeError: damaged or compressed in a way that nothing here decodes; names the file.
@@ -66,13 +63,6 @@ def frames_of(path: Path) -> np.ndarray:
         return _values(data, _decoded(data))
     except Exception as error:  # pydicom and its decoders raise many kinds
         raise VolumeError(f"{path}: its pixels cannot be read ({reason(error)}).") from error
-
-
-def smallest(array: np.ndarray) -> np.ndarray:
-    """int32 values as int16 where they fit."""
-    if array.dtype == np.int32 and array.min() >= -32768 and array.max() <= 32767:
-        return array.astype(np.int16)
-    return array
 
 
 def _decoded(data: Dataset) -> np.ndarray:
@@ -159,7 +149,8 @@ def _values(data: Dataset, stored: np.ndarray) -> np.ndarray:
         colours = np.stack([apply_color_lut(frame, data)[..., :3] for frame in stored])
         return (colours >> 8).astype(np.uint8) if colours.max() > 255 else colours.astype(np.uint8)
     rescale = [_rescale(data, number) for number in range(len(stored))]
-    inverted = kind == "MONOCHROME1" and data.get("Modality") != "PT" and not set(IN_UNITS) & {r[2] for r in rescale}
+    in_units = data.get("Modality") == "PT" or any(unit == "HU" for *_, unit in rescale)
+    inverted = kind == "MONOCHROME1" and not in_units
     padding = _padding(data, stored) if inverted else None
     if data.get("ModalityLUTSequence"):
         table = data.ModalityLUTSequence[0]
@@ -210,5 +201,7 @@ def _line(frame: np.ndarray, slope: float, intercept: float) -> np.ndarray:
         return frame
     whole = slope == int(slope) and intercept == int(intercept) and frame.dtype.kind in "iu"
     if whole and max(abs(int(frame.min())), abs(int(frame.max()))) * abs(slope) + abs(intercept) < 2 ** 31:
-        return frame.astype(np.int32) * np.int32(slope) + np.int32(intercept)
+        values = frame.astype(np.int32) * np.int32(slope) + np.int32(intercept)
+        fits = values.min() >= -32768 and values.max() <= 32767
+        return values.astype(np.int16) if fits else values
     return (frame.astype(np.float64) * slope + intercept).astype(np.float32)

@@ -29,23 +29,17 @@ def dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> Dataset:
     """A DICOM SEG that references the series the volume was read from, in its frame of reference.
 
     Args:
-        path: for messages. volume: with ``sources``, one DICOM file a slice or one multi-frame file. segments: may
-            overlap; a ``terminology`` of Slicer's form gives the codes of category, type, its modifier and anatomic
-            region, otherwise category and type are "Tissue". The colour is stored as CIELab, to the nearest step.
+        path: for messages. volume: with ``sources``, one DICOM file a slice or one multi-frame file.
+        segments: with at least one voxel; may overlap. A ``terminology`` of Slicer's form gives the codes of category,
+            type, its modifier and anatomic region, otherwise category and type are "Tissue". The colour is stored as
+            CIELab, to the nearest step.
 
     Raises:
-        VolumeError: a volume that is not from DICOM, nothing to write, or a series that cannot carry a DICOM SEG.
+        VolumeError: a series that cannot carry a DICOM SEG.
     """
-    try:
-        import highdicom as hd
-    except ImportError as error:
-        raise VolumeError("DICOM SEG needs highdicom: pip install segmote[dicom]; or write a .seg.nrrd.") from error
-    if not volume.sources:
-        raise VolumeError(f"{path}: a DICOM SEG refers to a DICOM series, but the volume was not read from one; "
-                          "write a .seg.nrrd.")
+    import highdicom as hd
+
     pixels = np.stack([segment.mask for segment in segments], axis=-1).astype(np.uint8)
-    if not pixels.any():
-        raise VolumeError(f"{path}: there is no voxel to write; a DICOM SEG cannot be empty.")
     if len(volume.sources) == 1:
         pixels = _in_file_order(pixels, volume.sources[0])
     try:
@@ -58,10 +52,9 @@ def dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> Dataset:
             manufacturer_model_name="SegMoTE", software_versions=__version__, device_serial_number="0",
             series_description="SegMoTE segmentation", content_label="SEGMENTATION")
     except Exception as error:  # pydicom's and highdicom's words for unfit sources, of many kinds
-        raise VolumeError(f"{path}: this series cannot carry a DICOM SEG ({reason(error)}); "
-                          "write a .seg.nrrd.") from error
+        raise VolumeError(f"{path}: this series cannot carry a DICOM SEG ({reason(error)}).") from error
     if int(found.NumberOfFrames) != int(pixels.any(axis=(1, 2)).sum()):  # several frames that the standard calls one
-        raise VolumeError(f"{path}: this series cannot carry a DICOM SEG of all its frames; write a .seg.nrrd.")
+        raise VolumeError(f"{path}: this series cannot carry a DICOM SEG of all its frames.")
     return found
 
 

@@ -8,6 +8,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,8 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
         image = sitk.ReadImage(str(path))
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except MemoryError as error:
+        raise VolumeError(f"{path}: does not fit into memory.") from error
     except RuntimeError as error:
         raise VolumeError(f"{path}: not an image that can be read ({reason(error)}).") from error
     dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
@@ -74,7 +77,7 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
 
 
 def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMask]) -> None:
-    """Write segments atomically, in the format that the file's name says.
+    """Write segments atomically, in the format that the file's name says; a file of that name is replaced.
 
     ``.seg.nrrd``: what Slicer opens as a segmentation; segments that do not overlap share one layer, as Slicer stores
     them. ``.dcm``: a DICOM SEG of the series the volume was read from. ``.nii``, ``.nii.gz``: a label map, 1 for the
@@ -90,9 +93,9 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
     for segment in segments:
         if segment.mask.shape != volume.array.shape[:3]:
             raise VolumeError(f"The segment {segment.name!r} has another geometry than the volume.")
-    check_ending(path)
+    check_output(path, volume)
     if path.name.endswith(".dcm"):
-        _write_atomically(dicom_seg(path, volume, segments).save_as, path)
+        _write_dicom_seg(path, volume, segments)
         return
     labelmap = path.name.endswith(NIFTI)
     layers, places = _layers(segments)
@@ -109,14 +112,39 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
     _write_atomically(lambda part: sitk.WriteImage(image, part, useCompression=True), path)
 
 
-def check_ending(path: Path) -> None:
-    """Refuse a name that ``write_segmentation`` could not write, before hours of work.
+def check_output(path: Path, volume: Volume | None = None) -> None:
+    """Refuse what ``write_segmentation`` could not write, before hours of work.
+
+    Args:
+        volume: what will be segmented, where it is known already.
 
     Raises:
-        VolumeError: another ending than those of ``SEGMENTATIONS``.
+        VolumeError: another ending than those of ``SEGMENTATIONS``, or a DICOM SEG without highdicom or of a volume
+            that is not from DICOM.
     """
     if not path.name.endswith(SEGMENTATIONS):
         raise VolumeError(f"{path}: a segmentation's name ends in {', '.join(SEGMENTATIONS)}.")
+    if path.name.endswith(".dcm"):
+        if find_spec("highdicom") is None:
+            raise VolumeError("DICOM SEG needs highdicom: pip install segmote[dicom]; or write a .seg.nrrd.")
+        if volume is not None and not volume.sources:
+            raise VolumeError(f"{path}: a DICOM SEG refers to a DICOM series, but the volume was not read from one; "
+                              "write a .seg.nrrd.")
+
+
+def _write_dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> None:
+    """As DICOM SEG; where the series cannot carry one, as .seg.nrrd beside it, so that no work is lost."""
+    if not any(segment.mask.any() for segment in segments):
+        raise VolumeError(f"{path}: there is no voxel to write; a DICOM SEG cannot be empty.")
+    try:
+        found = dicom_seg(path, volume, segments)
+    except VolumeError as error:
+        number, rescue = 1, path.with_name(f"{path.name[:-4]}.seg.nrrd")
+        while rescue.exists():
+            number, rescue = number + 1, path.with_name(f"{path.name[:-4]}_{number + 1}.seg.nrrd")
+        write_segmentation(rescue, volume, segments)
+        raise VolumeError(f"{error} The segments are in {rescue} instead.") from error
+    _write_atomically(found.save_as, path)
 
 
 def _refuse_truncated(path: Path) -> None:

@@ -231,9 +231,14 @@ def test_an_enhanced_image_may_have_gaps_or_damage(write_enhanced, tmp_path):
     def cut(one):
         one.PerFrameFunctionalGroupsSequence.pop()
 
+    def countless(one):
+        one.NumberOfFrames = 2_000_000_000
+        del one.PerFrameFunctionalGroupsSequence
+
     for order, change, words in (((0, 1, 3, 4), lambda one: None, "missing"),
                                  ((0, 1, 0, 1), lambda one: None, "same place"),
-                                 ((0, 1, 2, 3), cut, "describes 3 of 4 frames")):
+                                 ((0, 1, 2, 3), cut, "describes 3 of 4 frames"),
+                                 ((0, 1, 2, 3), countless, "claims 2000000000 frames")):
         path = write_enhanced(tmp_path / "odd.dcm", order, change)
         with pytest.raises(VolumeError, match=words):
             read_volume(path)

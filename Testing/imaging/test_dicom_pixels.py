@@ -148,6 +148,13 @@ def test_what_pydicom_cannot_decode_gdcm_does(name, shape, dtype):
     np.testing.assert_array_equal(np.squeeze(array), np.squeeze(sitk.GetArrayFromImage(sitk.ReadImage(path))))
 
 
+def test_a_compressed_monochrome1_image_is_turned_round_once(tmp_path):
+    one = pydicom.dcmread(get_testdata_file("JPGExtended.dcm"))
+    one.PhotometricInterpretation = "MONOCHROME1"
+    expected = 4095 - read_volume(one.filename).array
+    np.testing.assert_array_equal(read_volume(saved(one, tmp_path)).array, expected)
+
+
 def test_a_compressed_series_is_the_same_series(write_series, tmp_path):
     write_series(tmp_path / "plain")
     plain = read_volume(tmp_path / "plain")

@@ -120,7 +120,7 @@ def test_segments_are_written_as_slicer_stores_them(make_ball, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "segments", "message"), [
-    ("out.nii.gz", 1, "ends in .seg.nrrd"), ("out.seg.nrrd", 0, "no segment"), ("out.seg.nrrd", -1, "another geometry"),
+    ("out.png", 1, "ends in .seg.nrrd"), ("out.seg.nrrd", 0, "no segment"), ("out.seg.nrrd", -1, "another geometry"),
 ])
 def test_what_cannot_be_written_is_said(make_ball, tmp_path, name, segments, message):
     volume = make_ball("RAS", "anisotropic")
