@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from SegMoTELib import cli
+from SegMoTELib.interaction import embeddings
 from Testing.docs.pages import DIRECTIVE, LANGUAGES, ROOT, blocks, pages
 
 # What stands under "not-run", and why. A command that is not here must run.
@@ -51,8 +52,7 @@ def workspace(materials, tmp_path, monkeypatch):
     shutil.copytree(materials, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SEGMOTE_MODEL_DIR", str(tmp_path / "models"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    monkeypatch.setattr(embeddings, "default_folder", lambda: tmp_path / "cache")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     program = tmp_path / "bin" / "segmote"
     program.parent.mkdir()
