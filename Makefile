@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo docs screenshots test lint clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -13,6 +13,13 @@ demo: $(VENV)/.ready  ## segment a real volume in a Slicer scene; pictures and s
 	$(BIN)/python -m pip install --quiet --no-deps nilearn==0.14.1
 	$(BIN)/python Testing/demo/demo.py $(if $(VOLUME),--volume "$(VOLUME)") $(if $(LABEL),--label "$(LABEL)")
 
+screenshots: $(VENV)/.ready  ## make all pictures of the documentation anew, in Resources/Screenshots
+	$(BIN)/python -m pip install --quiet --no-deps nilearn==0.14.1
+	$(BIN)/python Testing/demo/pictures.py
+
+docs: $(VENV)/.ready  ## pages and API reference as HTML, in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 test: $(VENV)/.ready lint  ## set up everything, then check style and run the whole suite
 	$(BIN)/python -m pytest
 
@@ -20,4 +27,4 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build docs/_api *.egg-info

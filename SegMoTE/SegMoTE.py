@@ -17,9 +17,7 @@ from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import *
 from slicer.util import VTKObservationMixin
 
-if (Path(__file__).parents[1] / "SegMoTELib").is_dir():  # the source tree; installed, SegMoTELib lies beside this file
-    sys.path.append(str(Path(__file__).parents[1]))
-
+from SegMoTEModule.expertpanel import ExpertPanel
 from SegMoTEModule.logic import SegMoTELogic
 from SegMoTEModule.modelpanel import ModelPanel
 from SegMoTEModule.selftest import SegMoTETest  # noqa: F401 - Slicer looks for it here
@@ -28,6 +26,10 @@ from SegMoTEModule.volumepanel import VolumePanel
 TIMER_MS = 15  # how often finished jobs are looked for while some run
 WORKER_SECONDS = 0.01  # of every look that the job thread has the interpreter to itself
 HOVER_MS = 200  # how long the cursor rests before the slice under it is prepared
+TESTING_DATA = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
+SAMPLES = (  # what Slicer itself offers: name, file, SHA-256
+    ("SegMoTEHead", "MR-head.nrrd", "cc211f0dfd9a05ca3841ce1141b292898b2dd2d3f08286affadf823a7e58df93"),
+    ("SegMoTELiver", "CTLiver.nrrd", "e16eae0ae6fefa858c5c11e58f0f1bb81834d81b7102e021571056324ef6f37e"))
 
 
 class SegMoTE(ScriptedLoadableModule):
@@ -39,25 +41,40 @@ class SegMoTE(ScriptedLoadableModule):
         self.parent.contributors = ["SegMoTE contributors"]
         self.parent.helpText = _(
             "Click inside an object, draw a box around it, or choose a target and press Auto: the mask goes into the "
-            "selected segment. Keys while this module is open: P add point, X exclude point, B box, A Auto, "
-            "G propagate, E everything, Return apply, N next object, Z undo, Y redo, Esc stop placing or cancel. "
+            "selected segment. Keys while this module is open: P add point, X exclude point, D box, A Auto, "
+            "C propagate, E everything, Return apply, N next object, Z undo, Y redo, Esc stop placing or cancel. "
             "Points stay with the slice plane of the view they were placed in. Not for diagnosis.")
         self.parent.acknowledgementText = _(
             "Method: SegMoTE, token-level mixture of experts for medical image segmentation (arXiv 2602.19213), "
             "on segment-anything (Apache-2.0).")
+        source = Path(__file__).parents[1]
+        if (source / "SegMoTELib").is_dir() and str(source) not in sys.path:
+            sys.path.append(str(source))  # the source tree; installed, SegMoTELib lies beside this file
+        slicer.app.connect("startupCompleted()", registerSampleData)
 
 
-class SegMoTEWidget(ModelPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMixin):
+def registerSampleData():
+    """Offer the tutorial's volumes in Slicer's Sample Data module; nothing is downloaded before one is asked for."""
+    import SampleData
+
+    for name, fileName, sha256 in SAMPLES:
+        SampleData.SampleDataLogic.registerCustomSampleDataSource(
+            category="SegMoTE", sampleName=name, uris=TESTING_DATA + sha256, fileNames=fileName,
+            checksums=f"SHA256:{sha256}", nodeNames=fileName.split(".")[0],
+            thumbnailFileName=str(Path(__file__).parent / "Resources" / "Icons" / "SegMoTE.png"))
+
+
+class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKObservationMixin):
     def __init__(self, parent=None):
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
         self.logic = None
         self.target = None  # what the active tool and the table's selection refer to
         self.message = ""  # the latest sentence for the status line
         self.placing = False  # this module switched Slicer to placing
         self.creating = False  # nodes are being made for a tool, which stays on
-        self.shortcuts = []
+        self.shortcuts = []  # (shortcut, its button or None) while the module is entered
         self.drawnBox = None  # (ROI node, first corner or None)
+        VTKObservationMixin.__init__(self)
+        ScriptedLoadableModuleWidget.__init__(self, parent)  # without a parent, this calls setup
 
     def setup(self):
         ScriptedLoadableModuleWidget.setup(self)
@@ -99,6 +116,7 @@ class SegMoTEWidget(ModelPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKOb
         ui.cancelButton.connect("clicked()", self.onCancel)
         ui.targetComboBox.connect("currentIndexChanged(int)", lambda index: self.updateControls())
         self.connectModelWidgets()
+        self.connectExpertWidgets()
         ui.mappingComboBox.connect("currentIndexChanged(int)", self.onAdvancedChanged)
         ui.smoothingSpinBox.connect("valueChanged(double)", self.onAdvancedChanged)
         ui.keepEmbeddingsCheckBox.connect("toggled(bool)", self.logic.keepEmbeddings)
@@ -114,14 +132,14 @@ class SegMoTEWidget(ModelPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKOb
 
     def enter(self):
         parent = slicer.util.mainWindow() or self.parent
-        keys = {"P": self.ui.addPointButton.click, "X": self.ui.excludePointButton.click, "B": self.ui.boxButton.click,
-                "Z": self.ui.undoButton.click, "Y": self.ui.redoButton.click, "N": self.ui.nextObjectButton.click,
-                "A": self.ui.autoButton.click, "G": self.ui.bothWaysButton.click, "E": self.ui.everythingButton.click,
-                "Return": self.ui.applyButton.click, "Esc": self.onEscape}
-        for key, method in keys.items():
+        ui = self.ui
+        keys = {"P": ui.addPointButton, "X": ui.excludePointButton, "D": ui.boxButton, "Z": ui.undoButton,
+                "Y": ui.redoButton, "N": ui.nextObjectButton, "A": ui.autoButton, "C": ui.bothWaysButton,
+                "E": ui.everythingButton, "Return": ui.applyButton, "Esc": None}
+        for key, button in keys.items():  # none that slice views or the Segment Editor use for something else
             shortcut = qt.QShortcut(qt.QKeySequence(key), parent)
-            shortcut.connect("activated()", method)
-            self.shortcuts.append(shortcut)
+            shortcut.connect("activated()", self.onEscape if button is None else button.click)
+            self.shortcuts.append((shortcut, button))
         applicationLogic = slicer.app.applicationLogic()
         self.addObserver(applicationLogic.GetInteractionNode(),
                          slicer.vtkMRMLInteractionNode.InteractionModeChangedEvent, self.onInteractionModeChanged)
@@ -134,7 +152,7 @@ class SegMoTEWidget(ModelPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKOb
     def exit(self):
         self.stopPlacing()
         self.hoverTimer.stop()
-        for shortcut in self.shortcuts:
+        for shortcut, _button in self.shortcuts:
             shortcut.setParent(None)
             shortcut.deleteLater()
         self.shortcuts = []
@@ -151,6 +169,7 @@ class SegMoTEWidget(ModelPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKOb
         self.stopPlacing()
         self.target = None
         self.logic.sceneClosing()
+        self.clearExperts()
 
     def onSceneChanged(self, caller=None, event=None):
         self.logic.forgetDeleted()
@@ -325,6 +344,7 @@ class SegMoTEWidget(ModelPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKOb
 
     def onCancel(self):
         self.logic.cancel()
+        self.refreshModels()  # loading weights was stopped, too
         self.showStatus(_("Stopped. Apply keeps the finished slices, Discard leaves the scene as it was.")
                         if self.logic.hasPending() else _("Cancelled; the scene is as it was."), False)
         self.updateControls()
@@ -357,13 +377,13 @@ class SegMoTEWidget(ModelPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKOb
         self.ui.progressBar.setMaximum(0 if label and progress is None else 100)
         self.ui.progressBar.setValue(round(100 * (progress or 0)))
         self.showDownload()
+        self.refreshExperts()
         if not self.logic.busy():
             if not self.logic.downloading():
                 self.timer.stop()
             self.ui.statusLabel.setText(self.message or _("Ready."))
-            if self.logic.modelState and not self.logic.downloading():
-                self.ui.modelStateLabel.setText(self.logic.modelState)
-            self.ui.expertLabel.setText(self.logic.expertSummary)
+            if not self.logic.downloading():
+                self.showState()
             self.updateControls()
 
     def onCursorMoved(self, caller, event):
@@ -416,5 +436,7 @@ class SegMoTEWidget(ModelPanel, VolumePanel, ScriptedLoadableModuleWidget, VTKOb
                 widget.setProperty("SegMoTE.help", tip)
                 widget.setEnabled(reason is None)
                 widget.setToolTip(tip if reason is None else f"{reason} {tip}")
+        for shortcut, button in self.shortcuts:  # a key that would do nothing is left to whoever else wants it
+            shortcut.setEnabled(button is None or button.enabled)
         if noVolume and not self.logic.busy() and not self.message.startswith("⚠"):
             self.showStatus(noVolume, False)

@@ -2,14 +2,13 @@
 
 import logging
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import slicer
 from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
+from SegMoTEModule import compatibility
 from SegMoTEModule.modellogic import ModelLogic
 from SegMoTEModule.volumelogic import VolumeLogic
 
@@ -36,13 +35,14 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         self._embeddingsOnDisk = False
         self.onStatus = lambda text, isError: None
         self.onBusy = lambda: None
+        self.onModel = lambda changed: None  # weights were loaded (True), or could not be
         self._segmenter = None
         self._runs = None  # long work on the segmenter
         self._picks = None  # see pickNode
         self._waiting = []  # what to do once the model is loaded
+        self._asked = None  # the target that was last to be answered
         self._errors = None  # of a method that waits
         self._observed = None  # the prompts that are shown
-        self._device = None  # that the model was last seen on
 
     # --- for scripts: compute and wait ---------------------------------------------------------------------------
 
@@ -149,6 +149,7 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         prompts = segments.prompts(target.segmentation, target.segment_id)
         with prompts.quiet():
             prompts.clear()
+        self._asked = target
         self._whenLoaded(lambda: segments.update(target))
 
     def nextObject(self, target):
@@ -181,6 +182,7 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         segments = self._segments()
         prompts = segments.prompts(target.segmentation, target.segment_id)
         prompts.orient_new(target.volume, lambda position: self._viewAt(target.volume, position))
+        self._asked = target
         self._whenLoaded(lambda: segments.update(target))
 
     def prefetch(self, volumeNode, sliceNode):
@@ -222,10 +224,7 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         if self._segmenter is None:
             return
         self._segmenter.jobs.deliver(wait)
-        predictor = self._segmenter.predictor
-        if predictor is not None and predictor.device != self._device:
-            self._device = predictor.device
-            self.onStatus(_("The GPU's memory ran out; going on with {device}.").format(device=predictor.describe()), True)
+        self._watchDevice()
 
     def busy(self):
         return self._segmenter is not None and self._segmenter.jobs.busy()
@@ -240,26 +239,9 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
             label=job.label, seconds=round(left))), job.progress
 
     @property
-    def modelState(self):
-        """Weights, device and precision in words; empty until they are loaded."""
-        predictor = self._segmenter.predictor if self._segmenter is not None else None
-        return "" if predictor is None else _("{name}, on {device}.").format(name=self.modelName,
-                                                                             device=predictor.describe())
-
-    @property
     def seconds(self):
         """Stage -> time that the latest answer took."""
         return {} if self._segmenter is None else dict(self._segmenter.seconds)
-
-    @property
-    def expertSummary(self):
-        """Which expert token gave the latest mask, in words."""
-        last = getattr(self._segmenter and self._segmenter.predictor, "last", None)
-        if last is None or last.token_probabilities is None:
-            return _("No answer of the experts yet.")
-        index, probabilities = int(last.selected[0]), last.token_probabilities[0]
-        return _("Token {index} of {count} gave the mask ({share} sure).").format(
-            index=index + 1, count=len(probabilities), share=f"{float(probabilities[index]):.0%}")
 
     def cancel(self):
         """Stop what runs; nothing of it reaches the scene. Finished slices of a run stay in its preview."""
@@ -274,7 +256,7 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
             self._segmenter.forget_deleted()
 
     def sceneClosing(self):
-        self._waiting, self._observed = [], None
+        self._waiting, self._observed, self._asked = [], None, None
         if self._runs is not None:
             self._runs.reset()
         if self._segmenter is not None:
@@ -302,31 +284,7 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
 
     def ensureDependencies(self):
         """Install PyTorch through its extension and the rest with pip, after asking once; nothing if all is there."""
-        from SegMoTELib.errors import SegMoTEError
-
-        missing = [name for name in ("torch", "safetensors", "segment_anything", "psutil", "platformdirs", "pooch", "filelock") if find_spec(name) is None]
-        if not missing:
-            return
-        if not slicer.util.confirmOkCancelDisplay(
-                _("SegMoTE needs {names} once; the download can take some minutes. Install now?").format(
-                    names=", ".join(missing))):
-            raise SegMoTEError(_("SegMoTE cannot work without {names}.").format(names=", ".join(missing)))
-        if "torch" in missing:
-            try:
-                import PyTorchUtils
-            except ImportError:
-                raise SegMoTEError(_("Install the PyTorch extension from the Extensions Manager, restart Slicer and "
-                                     "try again.")) from None
-            if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False,
-                                                             torchVersionRequirement=">=2.2") is None:
-                raise SegMoTEError(_("PyTorch was not installed; see the PyTorch module for the reason."))
-        requirements = Path(__file__).parents[1] / "Resources" / "requirements.txt"
-        try:
-            from slicer import packaging
-        except ImportError:  # Slicer 5.10
-            slicer.util.pip_install(f'-r "{requirements}"')
-        else:
-            packaging.pip_ensure(packaging.load_requirements(str(requirements)), requester="SegMoTE", prompt=False)
+        compatibility.ensurePackages(self.onStatus)
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -348,54 +306,14 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         else:
             self.onStatus(text, isError)
 
-    def _whenLoaded(self, action):
-        """Do it now, or as soon as the model is loaded, which is started if need be."""
-        segments = self._segments()
-        if segments.predictor is not None:
-            action()
-        else:
-            self.ensureDependencies()
-            self._waiting.append(action)
-            segments.jobs.submit("model", self._load(self.modelName, self.device, self.precision,
-                                                     self._embeddingsOnDisk), self._loaded,
-                                 self._notLoaded, label=_("Loading the model"))
-        self.onBusy()
-
     @staticmethod
     def _cache(onDisk):
         from SegMoTELib.interaction.embeddings import EmbeddingCache, default_folder
 
         return EmbeddingCache(folder=default_folder() if onDisk else None)
 
-    @classmethod
-    def _load(cls, name, device, precision, onDisk):
-        def work(job):
-            from SegMoTELib.interaction.predictor import Predictor
-            from SegMoTELib.network import load_checkpoint
-            from SegMoTELib.zoo import resolve_model
-
-            return Predictor(load_checkpoint(resolve_model(name)), device, precision, cls._cache(onDisk))
-        return work
-
-    def _loaded(self, predictor):
-        self._segmenter.predictor = predictor
-        self._device = predictor.device
-        waiting, self._waiting = self._waiting, []
-        for action in waiting:
-            try:
-                action()
-            except Exception as error:
-                if not self.isExpected(error):
-                    logging.exception("SegMoTE")
-                self._told(str(error), True)
-
-    def _notLoaded(self, error):
-        self._waiting = []
-        if not self.isExpected(error):
-            logging.error("SegMoTE: the model was not loaded", exc_info=error)
-        self._told(str(error), True)
-
     def _updateAndWait(self, target):
+        self._asked = target
         with self._waited():
             segments = self._segments()
             self._whenLoaded(lambda: segments.update(target))

@@ -1,6 +1,8 @@
 """The part of the panel that chooses weights: what there is, its licence, Download, Remove."""
 
+import html
 import logging
+from pathlib import Path
 
 import qt
 import slicer
@@ -21,6 +23,7 @@ class ModelPanel:
         ui.modelComboBox.connect("activated(int)", self.guarded(self.onModelChosen))
         for box in (ui.deviceComboBox, ui.precisionComboBox):
             box.connect("activated(int)", self.guarded(lambda index: self.useModel(self.logic.modelName)))
+        self.logic.onModel = self.onModelLoaded
         for button, method in ((ui.downloadButton, self.onDownload), (ui.stopDownloadButton, self.onStopDownload),
                                (ui.removeModelButton, self.onRemoveModel)):
             button.connect("clicked()", self.guarded(method))
@@ -31,7 +34,7 @@ class ModelPanel:
         return self.ui.modelComboBox.currentData or BUNDLED_MODEL
 
     def fillModels(self, shown=None):
-        """List the models with their state; show one of them, default: the one in use."""
+        """List the models with their state; show one of them, default: the one in use, and its device."""
         box = self.ui.modelComboBox
         shown = shown or self.logic.modelName
         box.clear()
@@ -41,9 +44,11 @@ class ModelPanel:
         if not models:
             box.addItem(_("{name} (bundled)").format(name=BUNDLED_MODEL), BUNDLED_MODEL)
         if shown != MY_FILE and shown not in [model.name for model in models] and shown != BUNDLED_MODEL:
-            box.addItem(shown, shown)  # a file of the user's
+            box.addItem(Path(shown).name, shown)  # a file of the user's
         box.addItem(_("A file of mine..."), MY_FILE)
         box.setCurrentIndex(max(0, box.findData(shown)))
+        self.ui.deviceComboBox.setCurrentIndex(DEVICES.index(self.logic.choice.device.split(":")[0]))
+        self.ui.precisionComboBox.setCurrentIndex(PRECISIONS.index(self.logic.choice.precision))
         self.showModel()
 
     def stateInWords(self, model):
@@ -58,15 +63,25 @@ class ModelPanel:
         """Licence, targets and state of the model that the list shows."""
         entry = self.logic.entry(self.chosenModel())
         if entry is not None:
-            self.ui.licenceLabel.setText(f'{entry.licence} (<a href="{entry.licence_url}">{entry.licence_url}</a>)')
+            self.ui.licenceLabel.setText(_('{licence} (<a href="{url}">read it</a>)').format(
+                licence=html.escape(entry.licence), url=html.escape(entry.licence_url)))
             self.ui.modelComboBox.setToolTip("\n".join(filter(None, (
                 entry.title, _("For: {what}").format(what=entry.modalities),
                 _("Learned from: {what}").format(what=entry.trained_on), entry.remark))))
         else:
-            self.ui.licenceLabel.setText(self.logic.card().licence or _("The file does not say; ask where you got it."))
+            licence = html.escape(self.logic.card().licence)
+            self.ui.licenceLabel.setText(licence or _("The file does not say; ask where you got it."))
+            self.ui.modelComboBox.setToolTip(self.chosenModel())
+        self.ui.downloadButton.setText(_("Resume") if self.held(self.chosenModel()) == "partly downloaded"
+                                       else _("Download"))
         self.ui.targetComboBox.clear()
         for name, modality in self.logic.targets():
             self.ui.targetComboBox.addItem(f"{name} ({modality})" if modality else name)
+        self.showState()
+        self.updateControls()
+
+    def showState(self):
+        """Whether the model that the list shows is here, loaded, and where it computes."""
         if self.chosenModel() != self.logic.modelName:
             self.ui.modelStateLabel.setText(_("{chosen} is not on this machine: press Download. Until then {name} "
                                               "answers.").format(chosen=self.chosenModel(), name=self.logic.modelName))
@@ -75,30 +90,48 @@ class ModelPanel:
         else:
             self.ui.modelStateLabel.setText(_("{name}, not loaded: it is loaded with the first prompt.").format(
                 name=self.logic.modelName))
-        self.updateControls()
 
     def onModelChosen(self, index):
         name = self.chosenModel()
         if name == MY_FILE:
-            name = qt.QFileDialog.getOpenFileName(None, _("Weights"), "", _("Weights (*.safetensors *.pth *.pt)"))
+            name = qt.QFileDialog.getOpenFileName(slicer.util.mainWindow(), _("Weights"), "",
+                                                  _("Weights (*.safetensors *.pth *.pt)"))
             if not name:
                 self.fillModels()
                 return
-        if self.held(name) in ("not downloaded", "partly downloaded"):
+        if self.isMissing(name):
             self.showModel()
             return
         self.useModel(name)
 
     def useModel(self, name):
+        """Load weights; until they are here, and if they cannot be used, the former ones stay."""
         try:
-            self.logic.setModel(name, DEVICES[self.ui.deviceComboBox.currentIndex],
-                                PRECISIONS[self.ui.precisionComboBox.currentIndex])
-        finally:
+            self.logic.startModel(name, DEVICES[self.ui.deviceComboBox.currentIndex],
+                                  PRECISIONS[self.ui.precisionComboBox.currentIndex])
+        except Exception:
             self.fillModels()
+            raise
+        if self.logic.loading():
+            self.ui.modelStateLabel.setText(_("Loading {chosen}; until then {name} answers.").format(
+                chosen=Path(name).name, name=Path(self.logic.modelName).name))
+
+    def onModelLoaded(self, changed):
+        self.refreshModels()
+        if changed:
+            self.clearExperts()  # they are those of the former model
+
+    def refreshModels(self):
+        """List the models anew; one that is looked at, or being downloaded, stays in view."""
+        self.fillModels(self.chosenModel() if self.isMissing(self.chosenModel()) else None)
 
     def held(self, name):
         """State of a model of the list, "" for a file."""
         return next((model.state for model in self.logic.models() if model.name == name), "")
+
+    def isMissing(self, name):
+        """Whether a model of the list has to be downloaded first."""
+        return self.held(name) in ("not downloaded", "partly downloaded")
 
     def onDownload(self):
         entry = self.logic.entry(self.chosenModel())
@@ -140,7 +173,7 @@ class ModelPanel:
         """(widgets, reason why they cannot be used or None) for ``updateControls``."""
         busy = self.logic.downloading()
         state = self.held(self.chosenModel())
-        missing = state in ("not downloaded", "partly downloaded")
+        missing = self.isMissing(self.chosenModel())
         here = None if state in ("verified", "not verified", "yours", "partly downloaded") else _(
             "These weights cannot be removed.")
         return (((self.ui.downloadButton,), None if missing and not busy else

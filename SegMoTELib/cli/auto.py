@@ -6,39 +6,46 @@ from pathlib import Path
 
 import click
 
+from SegMoTELib.cli import completion
 from SegMoTELib.cli.volumes import (
     PLANES,
     Bar,
     common_options,
+    json_option,
     load_predictor,
-    millilitres,
+    measured,
     open_session,
     output_option,
     series_option,
+    tell,
     voxels_of,
 )
 
 
 @click.command(short_help="Find a target in a whole volume, without prompts.")
 @click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
-@click.option("--target", required=True, help="What to find (segmote info NAME lists a model's targets).")
+@click.option("--target", required=True, shell_complete=completion.targets,
+              help="What to find (segmote info NAME lists a model's targets).")
 @click.option("--plane", "orientation", type=click.Choice(PLANES), help="Default: the one with the finest pixels.")
 @common_options
 @series_option
+@json_option
 @output_option
 def command(volume_path: Path, target: str, orientation: str | None, intensity: str, model: str, device: str,
-            keep_embeddings: bool, series: str, output: Path) -> None:
+            keep_embeddings: bool, series: str, as_json: bool, output: Path) -> None:
     """Find TARGET on every slice of VOLUME, agree between slices, and write a segmentation that Slicer opens.
 
     VOLUME is an image file (NIfTI, NRRD, ...), a DICOM file, or a folder with a DICOM series.
     """
-    click.echo(auto_file(volume_path, target, orientation, intensity,
-                         load_predictor(model, device, keep_embeddings), output, Bar(target), series))
+    predictor = load_predictor(model, device, keep_embeddings)
+    with Bar(target) as bar:
+        result = auto_file(volume_path, target, orientation, intensity, predictor, output, bar, series)
+    tell(result, in_words(result), as_json)
 
 
 def auto_file(volume_path: Path, target: str, orientation: str | None, intensity: str, predictor, output: Path,
-              bar: Bar | None, series: str = "") -> str:
-    """Segment one file; returns what to tell, raises what ``read_volume`` and ``segment_slices`` raise."""
+              bar: Bar | None, series: str = "") -> dict:
+    """Segment one file; returns the result, raises what ``read_volume`` and ``segment_slices`` raise."""
     from SegMoTELib.imaging.files import NamedMask, write_segmentation
     from SegMoTELib.imaging.stacks import PlaneStack
     from SegMoTELib.interaction.auto import best_orientation, modality_note, segment_slices
@@ -47,13 +54,19 @@ def auto_file(volume_path: Path, target: str, orientation: str | None, intensity
     session.check_target(target)
     stack = PlaneStack.along(session.volume, orientation or best_orientation(session.volume))
     found = segment_slices(session, stack, target, 0, len(stack) - 1, *([bar] if bar else []))
-    if bar:
-        bar.close()
     mask = voxels_of(found.masks, stack)
     known = next(one for one in predictor.auto_targets if one.name == target)
     write_segmentation(output, session.volume, [NamedMask(target, known.color, mask, known.terminology)])
+    result = measured(output, target, mask, session.volume) | {
+        "slices": len(found.masks), "slices_searched": found.slices, "pieces_left_out": found.removed}
     note = modality_note(session.volume, target, predictor.auto_targets)
+    result["warnings"] += [note] if note else []
     if not found.masks:
-        return f"{output}: {target}: nothing found on {found.slices} slices; the segment is empty. {note}".rstrip()
-    return (f"{output}: {target} on {len(found.masks)} of {found.slices} slices, "
-            f"{millilitres(mask, session.volume):.1f} ml, {found.removed} small pieces left out. {note}").rstrip()
+        result["warnings"].append(f"{target} was not found; the segment is empty.")
+    return result
+
+
+def in_words(result: dict) -> str:
+    """One line for a person."""
+    return (f"{result['output']}: {result['segment']} on {result['slices']} of {result['slices_searched']} slices, "
+            f"{result['millilitres']:.1f} ml, {result['pieces_left_out']} small pieces left out.")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import click
 
-from SegMoTELib.cli.volumes import PLANES, common_options, load_predictor
+from SegMoTELib.cli import completion, explain, plain
+from SegMoTELib.cli.volumes import PLANES, common_options, json_option, load_predictor
 from SegMoTELib.errors import SegMoTEError
 from SegMoTELib.imaging.dicom import find_series, is_dicom
 
@@ -20,24 +25,24 @@ RESULT = ".seg.nrrd"
 
 @click.command(short_help="Auto for every volume of a folder; resumes where it stopped.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--auto", "target", required=True, metavar="TARGET", help="What to find.")
+@click.option("--auto", "target", required=True, metavar="TARGET", shell_complete=completion.targets,
+              help="What to find.")
 @click.option("--plane", "orientation", type=click.Choice(PLANES), help="Default: the one with the finest pixels.")
 @common_options
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1),
               help="Processes; with several GPUs, each takes the next one.")
 @click.option("--cluster", metavar="ADDRESS", help="Run on a Dask cluster instead, e.g. tcp://node1:8786 "
               "(pip install segmote[cluster]); its workers must see FOLDER and OUTPUT under the same paths.")
+@json_option
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
               help="Where the segmentations go, one for each volume; default: \"segmentations\" in FOLDER.")
 def command(folder: Path, target: str, orientation: str | None, intensity: str, model: str, device: str,
-            keep_embeddings: bool, workers: int, cluster: str | None, output: Path | None) -> None:
+            keep_embeddings: bool, workers: int, cluster: str | None, as_json: bool, output: Path | None) -> None:
     """Find TARGET in every volume of FOLDER: image files, and every DICOM series in it and its sub-folders.
 
     Volumes whose segmentation is in OUTPUT already are left alone: after an interruption, run the same command again.
-    A volume that fails is named and does not stop the others.
+    A volume that fails is named and does not stop the others; the exit status is then 1.
     """
-    from tqdm import tqdm
-
     output = (output or folder / "segmentations").absolute()
     cases = find_cases(folder, output)
     if not cases:
@@ -45,21 +50,40 @@ def command(folder: Path, target: str, orientation: str | None, intensity: str, 
     output.mkdir(parents=True, exist_ok=True)
     todo = {name: case for name, case in cases.items() if not (output / (name + RESULT)).exists()}
     if len(todo) < len(cases):
-        click.echo(f"{len(cases) - len(todo)} of {len(cases)} are done already.")
-    failed = {}
-    with _executor(workers, cluster) as executor:
-        running = {executor.submit(run_case, str(path.absolute()), series, target, orientation, intensity, model,
-                                   device, keep_embeddings, str(output / (name + RESULT))): name
-                   for name, (path, series) in todo.items()}
-        for future in tqdm(as_completed(running), total=len(running), desc=target, unit="volume", disable=None):
-            try:
-                tqdm.write(future.result())
-            except Exception as error:  # one volume's trouble, whatever it is, must not stop the others
-                failed[running[future]] = error
-                tqdm.write(f"{running[future]}: FAILED: {error}")
-    click.echo(f"{len(todo) - len(failed)} segmented, {len(failed)} failed.")
+        click.echo(f"{len(cases) - len(todo)} of {len(cases)} are done already.", err=True)
+    calls = {name: (str(path.absolute()), series, target, orientation, intensity, model, device, keep_embeddings,
+                    str(output / (name + RESULT))) for name, (path, series) in todo.items()}
+    done, failed = _run_all(calls, target, workers, cluster, quiet=as_json)
+    if as_json:
+        click.echo(json.dumps({"done_before": len(cases) - len(todo), "segmented": done, "failed": failed}, indent=2))
+    else:
+        click.echo(f"{len(done)} segmented, {len(failed)} failed.")
     if failed:
         raise SegMoTEError("not all volumes could be segmented: " + ", ".join(sorted(failed)) + ".")
+
+
+def _run_all(calls: dict[str, tuple], target: str, workers: int, cluster: str | None,
+             quiet: bool) -> tuple[dict[str, dict], dict[str, str]]:
+    """Name -> result, and name -> why there is none."""
+    from tqdm import tqdm
+
+    from SegMoTELib.cli.auto import in_words
+
+    done: dict[str, dict] = {}
+    failed: dict[str, str] = {}
+    with _executor(workers, cluster) as executor:
+        running = {executor.submit(run_case, *call): name for name, call in calls.items()}
+        for future in tqdm(as_completed(running), total=len(running), desc=target, unit="volume", disable=None):
+            name = running[future]
+            try:
+                done[name] = future.result()
+            except Exception as error:  # one volume's trouble, whatever it is, must not stop the others
+                failed[name] = plain(explain(error))
+                tqdm.write(f"{name}: FAILED: {failed[name]}", file=sys.stderr)
+            else:
+                if not quiet:
+                    tqdm.write(" ".join((in_words(done[name]), *done[name]["warnings"])))
+    return done, failed
 
 
 def find_cases(folder: Path, output: Path) -> dict[str, tuple[Path, str]]:
@@ -98,8 +122,8 @@ def _dicom_folders(folder: Path, output: Path) -> Iterator[Path]:
 
 
 def run_case(path: str, series: str, target: str, orientation: str | None, intensity: str, model: str, device: str,
-             keep_embeddings: bool, output: str) -> str:
-    """One volume, in whatever process; returns what to tell."""
+             keep_embeddings: bool, output: str) -> dict:
+    """One volume, in whatever process; returns its result."""
     from SegMoTELib.cli.auto import auto_file
 
     return auto_file(Path(path), target, orientation, intensity, _predictor(model, device, keep_embeddings),
@@ -117,11 +141,25 @@ def _predictor(model: str, device: str, keep_embeddings: bool):
     return load_predictor(model, device, keep_embeddings)
 
 
-def _executor(workers: int, cluster: str | None) -> Executor:
+@contextmanager
+def _executor(workers: int, cluster: str | None) -> Iterator[Executor]:
+    """Processes here, or a Dask cluster; what has not begun is dropped when an error or Ctrl+C ends it."""
     if cluster is None:
-        return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+        # Ctrl+C reaches every process: without this, each would print a traceback.
+        executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"),
+                                       initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
+        try:
+            yield executor
+        finally:
+            executor.shutdown(cancel_futures=True)
+        return
     try:
         from distributed import Client
     except ImportError:
         raise SegMoTEError("--cluster needs Dask: pip install segmote[cluster].") from None
-    return Client(cluster, timeout=30).get_executor()
+    try:
+        client = Client(cluster, timeout=30)
+    except (OSError, ValueError) as error:
+        raise SegMoTEError(f"{cluster}: no Dask scheduler answers there ({error}).") from error
+    with client:
+        yield client.get_executor()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from SegMoTELib.cli import completion
+
 
 @click.group(short_help="Measure speed against segment-anything, side by side.")
 def command() -> None:
@@ -30,7 +32,8 @@ def model(repeats: int, checkpoint: str | None, json_path: Path | None) -> None:
 
 @command.command("click")
 @click.argument("volume", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--model", "name", default="segmote-tiny", show_default=True, metavar="NAME|PATH", help="Model to use.")
+@click.option("--model", "name", default="segmote-tiny", show_default=True, metavar="NAME|PATH",
+              shell_complete=completion.models(bool, files=True), help="Model to use.")
 @click.option("--clicks", default=8, show_default=True, type=click.IntRange(min=2), help="Clicks per slice.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures here.")
 def click_to_segment(volume: Path | None, name: str, clicks: int, json_path: Path | None) -> None:

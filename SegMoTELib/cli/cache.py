@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -17,11 +18,16 @@ def command() -> None:
 
 @command.command()
 @FOLDER
-def info(folder: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(folder: Path | None, as_json: bool) -> None:
     """Where the embeddings are, how many, and how large."""
     kept = _folder(folder)
     files = kept.files()
     size = sum(size for _, size, _ in files)
+    if as_json:
+        click.echo(json.dumps({"folder": str(kept.path), "embeddings": len(files), "bytes": size,
+                               "limit_bytes": kept.limit}, indent=2))
+        return
     click.echo(f"{kept.path}: {len(files)} embeddings, {size / 2**20:.1f} of at most {kept.limit / 2**20:.0f} MiB")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from SegMoTELib.errors import DataError, SegMoTEError
+from SegMoTELib.errors import DataError
 
 
 @click.command(short_help="Build reviewed data sets from labelled images.")
@@ -32,17 +32,14 @@ def command(sources: tuple[Path, ...], output: Path, layout: str, patient: str |
     SegMoTE/IMIS layout, a folder of image-label pairs, or DICOM series with DICOM SEG. Sources are never changed.
     OUT gets one folder a data set, review.csv with every measurement of every mask, and report.html.
     """
-    try:
-        from tqdm import tqdm
+    from tqdm import tqdm
 
-        from SegMoTELib.data.curate import REPORT_FILE, curate
-        from SegMoTELib.data.review import ReviewThresholds
-        from SegMoTELib.data.sources import open_sources
+    from SegMoTELib.data.curate import REPORT_FILE, curate
+    from SegMoTELib.data.review import ReviewThresholds
+    from SegMoTELib.data.sources import open_sources
 
-        _refuse_nesting(sources, output)
-        found = open_sources(list(sources), layout, ct_window)
-    except ModuleNotFoundError as error:
-        raise SegMoTEError(f"curation needs {error.name}; run pip install 'segmote[research]'.") from error
+    _refuse_nesting(sources, output)
+    found = open_sources(list(sources), layout, ct_window)
     with tqdm(desc="curate", unit="file", disable=None, leave=False) as bar:
         def show(done: int, total: int, name: str) -> None:
             bar.total = total

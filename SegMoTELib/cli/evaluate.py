@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from SegMoTELib.errors import SegMoTEError
+from SegMoTELib.cli import completion
 
 
-@click.command()
+@click.command(short_help="Measure a model on labelled images, against baselines.")
 @click.option("--data", "first_data", multiple=True, required=True, metavar="DIR...", type=click.Path(path_type=Path),
               help="Data sets in the pack's layout, or folders of such data sets.")
 @click.argument("more_data", nargs=-1, metavar="", type=click.Path(path_type=Path))
-@click.option("--model", default="segmote-tiny", show_default=True, metavar="NAME|PATH", help="Model to evaluate.")
+@click.option("--model", default="segmote-tiny", show_default=True, metavar="NAME|PATH",
+              shell_complete=completion.models(bool, files=True), help="Model to evaluate.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images per data set, drawn by seed.")
 @click.option("--no-baselines", is_flag=True, help="Leave out the frozen base and the classical tools.")
@@ -30,16 +31,13 @@ from SegMoTELib.errors import SegMoTEError
 def command(first_data: tuple[Path, ...], more_data: tuple[Path, ...], model: str, split: str, limit: int | None,
             no_baselines: bool, workers: int, json_file: str | None, csv_file: str | None, sheet: str | None) -> None:
     """Measure a model on labelled images: box, simulated clicks and prompt-free, against baselines."""
-    try:
-        import monai.metrics  # noqa: F401  (surface Dice; better missed now than at every image)
-        from tqdm import tqdm
+    import monai.metrics  # noqa: F401  (surface Dice; better missed now than at every image)
+    from tqdm import tqdm
 
-        from SegMoTELib.data.pack import open_packs
-        from SegMoTELib.evaluation.evaluate import evaluate
-        from SegMoTELib.evaluation.sheet import write_sheet
-        from SegMoTELib.evaluation.table import format_evaluation
-    except ModuleNotFoundError as error:
-        raise SegMoTEError(f"evaluation needs {error.name}; run pip install 'segmote[research]'.") from error
+    from SegMoTELib.data.pack import open_packs
+    from SegMoTELib.evaluation.evaluate import evaluate
+    from SegMoTELib.evaluation.sheet import write_sheet
+    from SegMoTELib.evaluation.table import format_evaluation
 
     packs = open_packs([*first_data, *more_data])
     predictor = load_predictor(model)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from SegMoTELib.cli import completion, plain
+
 
 @click.command(short_help="Show a model's parts, parameters, targets and licence.")
-@click.argument("models", nargs=-1)
+@click.argument("models", nargs=-1, shell_complete=completion.models(bool, files=True))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(models: tuple[str, ...], as_json: bool) -> None:
     """Show the parameters of MODELS, part by part.
@@ -40,9 +42,9 @@ def command(models: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(reports, indent=2))
         return
     for report in reports:
-        click.echo(f"{report['model']} ({report['architecture']})")
+        click.echo(f"{report['model']} ({plain(report['architecture'])})")
         for part, count in report["parts"].items():
             click.echo(f"  {part:<44}{count / 1e6:>9.3f} M")
-        click.echo(f"  auto targets: {', '.join(report['auto_targets'])}")
+        click.echo(f"  auto targets: {plain(', '.join(report['auto_targets']))}")
         for key, value in report["metadata"].items():
-            click.echo(f"  {key}: {value if len(value) < 300 else value[:300] + '...'}")
+            click.echo(f"  {plain(key)}: {plain(value if len(value) < 300 else value[:300] + '...')}")

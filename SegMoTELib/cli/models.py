@@ -7,6 +7,11 @@ from pathlib import Path
 
 import click
 
+from SegMoTELib.cli import completion, plain
+from SegMoTELib.errors import ModelError
+
+MISSING, HERE = completion.models(lambda here: not here), completion.models(bool)
+
 
 @click.group(short_help="List, fetch, verify, remove and add weights.")
 def command() -> None:
@@ -21,7 +26,7 @@ def command() -> None:
 def list_models(as_json: bool) -> None:
     """Show every model, what of it is on this machine, its licence and its size."""
     from SegMoTELib.zoo.catalogue import catalogue
-    from SegMoTELib.zoo.store import held
+    from SegMoTELib.zoo.store import held, models_folder
 
     rows = []
     for model in held():
@@ -35,11 +40,12 @@ def list_models(as_json: bool) -> None:
         return
     for row in rows:
         size = row["bytes"] or row.get("download_bytes")
-        click.echo(f"{row['name']:<20}{row['state']:<20}{_megabytes(size):>9}  {row.get('licence', '')}")
+        click.echo(f"{plain(row['name']):<20}{row['state']:<20}{_megabytes(size):>9}  {row.get('licence', 'your own')}")
+    click.echo(f"Downloads go to {models_folder()}.", err=True)
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", shell_complete=MISSING)
 @click.option("--accept-licence", is_flag=True, help="Agree to a licence that is not permissive.")
 def fetch(name: str, accept_licence: bool) -> None:
     """Download the weights of NAME, verify them and print where they are; resumes after an interruption."""
@@ -47,6 +53,7 @@ def fetch(name: str, accept_licence: bool) -> None:
 
     from SegMoTELib.zoo.catalogue import find_entry
     from SegMoTELib.zoo.download import fetch as download
+    from SegMoTELib.zoo.store import find
 
     entry = find_entry(name)
     click.echo(f"{entry.title}: {entry.licence} ({entry.licence_url})", err=True)
@@ -56,22 +63,31 @@ def fetch(name: str, accept_licence: bool) -> None:
             bar.update(here - bar.n)
 
         path = download(entry, accept_licence, progress)
+    if find(name).state == "not verified":
+        click.echo(f"segmote: {name}: nobody publishes a hash of it, so it could not be verified.", err=True)
     click.echo(str(path))
 
 
 @command.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=HERE)
 def verify(names: tuple[str, ...]) -> None:
     """Hash the weights of NAMES again (default: all on this machine) and compare."""
-    from SegMoTELib.zoo.store import held
+    from SegMoTELib.zoo.store import find, held
     from SegMoTELib.zoo.store import verify as check
 
-    for name in names or [one.name for one in held() if one.path.is_file()]:
-        click.echo(f"{name}: {check(name)}")
+    failed = []
+    for name in [find(name).name for name in names] or [one.name for one in held() if one.path.is_file()]:
+        try:
+            click.echo(f"{name}: {check(name)}")
+        except ModelError as error:
+            failed.append(name)
+            click.echo(f"segmote: {plain(str(error))}", err=True)
+    if failed:
+        raise ModelError(f"not intact: {', '.join(failed)}.")
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", shell_complete=HERE)
 def remove(name: str) -> None:
     """Delete the downloaded weights of NAME, or a model of your own."""
     from SegMoTELib.zoo.store import remove as delete

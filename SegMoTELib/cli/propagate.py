@@ -12,11 +12,13 @@ from SegMoTELib.cli.volumes import (
     PLANES,
     Bar,
     common_options,
+    json_option,
     load_predictor,
-    millilitres,
+    measured,
     open_session,
     output_option,
     series_option,
+    tell,
     voxels_of,
 )
 
@@ -34,10 +36,11 @@ from SegMoTELib.cli.volumes import (
 @click.option("--name", default="Segment", show_default=True, help="Name of the segment.")
 @common_options
 @series_option
+@json_option
 @output_option
 def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, orientation: str, limits: tuple,
             name: str, intensity: str, model: str, device: str, keep_embeddings: bool,
-            series: str, output: Path) -> None:
+            series: str, as_json: bool, output: Path) -> None:
     """Segment an object on the slices of the prompts, and carry it to both ends of the object or the range.
 
     VOLUME is an image file (NIfTI, NRRD, ...), a DICOM file, or a folder with a DICOM series.
@@ -60,20 +63,32 @@ def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, ori
                                 (2, corners, [box.mean(axis=0) for box in corners])):
         for prompt, place in zip(given, places, strict=True):
             prompts.setdefault(stack.nearest(np.array(place)), ([], [], []))[kind].append(prompt)
-    masks = {}
+    masks, prompted = {}, []
     for index, (positives, negatives, around) in sorted(prompts.items()):
         if len(around) > 1:
             raise PromptError("Only one box on a slice.")
-        masks[index] = session.predict(stack.planes[index], np.array(positives), np.array(negatives),
-                                       around[0] if around else None).mask
+        answer = session.predict(stack.planes[index], np.array(positives), np.array(negatives),
+                                 around[0] if around else None)
+        masks[index] = answer.mask
+        prompted.append({"slice": index + 1, "predicted_iou": round(answer.iou, 4)})
     first, last = 0, len(stack) - 1
     for limit in (stack.nearest(np.array(place)) for place in limits):
         if min(masks) < limit < max(masks):
             raise PromptError("--until lies between prompted slices; give a point beyond them.")
         first, last = (limit, last) if limit <= min(masks) else (first, limit)
-    bar = Bar("Propagating")
-    found = propagate(session, stack, masks, first, last, bar)
-    bar.close()
+    with Bar("Propagating") as bar:
+        found = propagate(session, stack, masks, first, last, bar)
     mask = voxels_of(found.masks, stack)
     write_segmentation(output, session.volume, [NamedMask(name, SEGMENT_COLOR, mask)])
-    click.echo(f"{output}: {millilitres(mask, session.volume):.1f} ml on {found.in_words()}")
+    result = measured(output, name, mask, session.volume) | {"prompted": prompted} | _story(found)
+    tell(result, f"{output}: {result['millilitres']:.1f} ml on {found.in_words()}", as_json)
+
+
+def _story(found) -> dict:
+    """Slices are counted from 1, as in words."""
+    least = min(found.confidence, key=found.confidence.get, default=None)
+    return {"slices": [index + 1 for index in found.masks],
+            "ends": {"first" if sign < 0 else "last": {"slice": index + 1, "because": reason}
+                     for sign, (index, reason) in sorted(found.ends.items())},
+            "least_sure": None if least is None else {"slice": least + 1,
+                                                      "confidence": round(found.confidence[least], 4)}}

@@ -8,7 +8,18 @@ from typing import Any
 import click
 import numpy as np
 
-from SegMoTELib.cli.volumes import output_option, series_option
+from SegMoTELib.cli import completion
+from SegMoTELib.cli.volumes import (
+    PLANES,
+    common_options,
+    json_option,
+    load_predictor,
+    measured,
+    open_session,
+    output_option,
+    series_option,
+    tell,
+)
 from SegMoTELib.errors import PromptError
 
 SEGMENT_COLOR = (128, 174, 128)
@@ -37,51 +48,53 @@ class Millimetres(click.ParamType):
 @click.option("--point", "points", multiple=True, type=Millimetres("R", "A", "S"), help="A point inside the object.")
 @click.option("--exclude", "excluded", multiple=True, type=Millimetres("R", "A", "S"), help="A point outside of it.")
 @click.option("--box", type=Millimetres("R1", "A1", "S1", "R2", "A2", "S2"), help="Two opposite corners around it.")
-@click.option("--auto", metavar="TARGET", help="No prompts: segment this structure (segmote info lists a model's).")
-@click.option("--plane", "orientation", type=click.Choice(["axial", "sagittal", "coronal"]), default="axial",
-              show_default=True, help="Plane of the points and the box.")
+@click.option("--auto", metavar="TARGET", shell_complete=completion.targets,
+              help="No prompts: segment this structure (segmote info lists a model's).")
+@click.option("--plane", "orientation", type=click.Choice(PLANES), default="axial", show_default=True,
+              help="Plane of the points and the box.")
 @click.option("--slice", "position", type=Millimetres("R", "A", "S"),
               help="A point of the slice for --auto; default: the middle.")
-@click.option("--intensity", default="percentiles", show_default=True,
-              type=click.Choice(["percentiles", "ct_soft_tissue", "ct_lung", "ct_bone", "ct_brain"]),
-              help="Which values become black and white.")
 @click.option("--name", help="Name of the segment; default: the target's, or Segment.")
-@click.option("--model", default="segmote-tiny", show_default=True, metavar="NAME|PATH", help="Model to use.")
+@common_options
 @series_option
+@json_option
 @output_option
 def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None, auto: str | None, orientation: str,
-            position: tuple | None, intensity: str, name: str | None, model: str, series: str, output: Path) -> None:
+            position: tuple | None, name: str | None, intensity: str, model: str, device: str, keep_embeddings: bool,
+            series: str, as_json: bool, output: Path) -> None:
     """Segment one slice of VOLUME and write it as a segmentation that Slicer opens.
 
     VOLUME is an image file (NIfTI, NRRD, ...), a DICOM file, or a folder with a DICOM series.
 
     Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30 (with "=", for the minus sign's sake).
     """
-    from SegMoTELib.imaging.files import NamedMask, check_output, read_volume, write_segmentation
-    from SegMoTELib.imaging.intensity import range_of
+    from SegMoTELib.imaging.files import NamedMask, write_segmentation
     from SegMoTELib.imaging.planes import SlicePlane
-    from SegMoTELib.interaction.session import Session
 
     _refuse_mixture(points, excluded, box, auto, position)
-    volume = read_volume(volume_path, series)
-    check_output(output, volume)
+    session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings), series, output)
+    volume = session.volume
     middle = volume.to_ras((np.array(volume.shape) - 1) / 2)
     corners = None if box is None else np.reshape(box, (2, 3))
     anchor = points[0] if points else corners.mean(axis=0) if box else excluded[0] if excluded else position or middle
     plane = SlicePlane.through(volume, orientation, np.array(anchor))
-    session = Session(_load_predictor(model), volume, range_of(volume, intensity))
     answer = session.predict(plane, np.array(points), np.array(excluded), corners, auto=auto)
     patch = plane.insert(answer.mask, volume)
     mask = np.zeros(volume.array.shape[:3], bool)
     mask[patch.slices] = patch.array
     known = next((target for target in session.predictor.auto_targets if target.name == auto), None)
     color, terminology = (known.color, known.terminology) if known else (SEGMENT_COLOR, "")
-    write_segmentation(output, volume, [NamedMask(name or auto or "Segment", color, mask, terminology)])
-    area = answer.mask.sum() * plane.spacing ** 2 / 100
-    click.echo(f"{output}: {mask.sum()} voxels, {area:.2f} cm2 on the slice, predicted IoU {answer.iou:.2f}; "
-               f"encoded in {answer.seconds['encode']:.2f} s, answered in {answer.seconds['decode']:.2f} s")
+    name = name or auto or "Segment"
+    write_segmentation(output, volume, [NamedMask(name, color, mask, terminology)])
+    result = measured(output, name, mask, volume) | {
+        "slice_cm2": round(float(answer.mask.sum() * plane.spacing ** 2 / 100), 4),
+        "predicted_iou": round(answer.iou, 4), "seconds": {key: round(value, 4) for key, value in
+                                                           answer.seconds.items()}}
     if not mask.any():
-        click.echo("Nothing was found there: try a box, or another point.", err=True)
+        result["warnings"].append("nothing was found there: try a box, or another point.")
+    tell(result, f"{output}: {mask.sum()} voxels, {result['slice_cm2']:.2f} cm2 on the slice, predicted IoU "
+         f"{answer.iou:.2f}; encoded in {answer.seconds['encode']:.2f} s, answered in {answer.seconds['decode']:.2f} s",
+         as_json)
 
 
 def _refuse_mixture(points, excluded, box, auto, position) -> None:
@@ -92,11 +105,3 @@ def _refuse_mixture(points, excluded, box, auto, position) -> None:
         raise PromptError("Nothing to go by: give --point, --box or --auto.")
     if position and not auto:
         raise PromptError("--slice is for --auto; points and boxes name their slice themselves.")
-
-
-def _load_predictor(model: str):
-    from SegMoTELib.interaction.predictor import Predictor
-    from SegMoTELib.network import load_checkpoint
-    from SegMoTELib.zoo import resolve_model
-
-    return Predictor(load_checkpoint(resolve_model(model)))

@@ -21,6 +21,7 @@ def command(config_file: Path, output: Path, device: str, steps: int | None) -> 
     """
     import torch
 
+    from SegMoTELib.interaction.devices import choose_device
     from SegMoTELib.training.config import load_training_config
     from SegMoTELib.training.trainer import Trainer
 
@@ -28,12 +29,15 @@ def command(config_file: Path, output: Path, device: str, steps: int | None) -> 
     if device == "auto":
         local = int(os.environ.get("LOCAL_RANK", 0))
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    choose_device(device)
     distributed = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if distributed:
         torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         trainer = Trainer(config, output, device)
         trainer.run(stop_after=steps)
+        if trainer.rank == 0:
+            click.echo(output / "model.safetensors")
     finally:
         if distributed:
             torch.distributed.destroy_process_group()

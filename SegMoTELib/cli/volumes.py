@@ -1,12 +1,15 @@
-"""What the commands for whole volumes share: options, opening, masks into a file, a progress bar."""
+"""What the commands for volumes share: options, opening, masks into a file, results, a progress bar."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+
+from SegMoTELib.cli import completion
 
 if TYPE_CHECKING:
     from SegMoTELib.imaging.stacks import PlaneStack
@@ -24,7 +27,8 @@ def common_options(command):
             click.option("--keep-embeddings", is_flag=True,
                          help="Keep embeddings on disk for the next time (segmote cache shows and clears them)."),
             click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu."),
-            click.option("--model", default="segmote-tiny", show_default=True, metavar="NAME|PATH", help="Weights."),
+            click.option("--model", default="segmote-tiny", show_default=True, metavar="NAME|PATH", help="Weights.",
+                         shell_complete=completion.models(bool, files=True)),
             click.option("--intensity", default="percentiles", show_default=True, type=click.Choice(MAPPINGS),
                          help="Which values become black and white.")):
         command = option(command)
@@ -42,6 +46,24 @@ def output_option(command):
     return click.option("-o", "--output", required=True, type=click.Path(path_type=Path), callback=checked,
                         metavar="FILE", help="Segmentation to write: .seg.nrrd (for Slicer), .dcm (DICOM SEG, of "
                         "a VOLUME from DICOM) or .nii.gz (label map).")(command)
+
+
+def json_option(command):
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def tell(result: dict, words: str, as_json: bool) -> None:
+    """Print a result, in words or as JSON, and its "warnings" to standard error."""
+    click.echo(json.dumps(result, indent=2) if as_json else words)
+    for warning in result["warnings"]:
+        click.echo(f"segmote: {warning}", err=True)
+
+
+def measured(output: Path, name: str, mask: np.ndarray, volume: Volume) -> dict:
+    """What every result tells: file, segment, voxels, millilitres, and a place for more."""
+    return {"output": str(output), "segment": name, "voxels": int(np.count_nonzero(mask)),
+            "millilitres": round(millilitres(mask, volume), 4), "warnings": []}
 
 
 def series_option(command):
@@ -87,20 +109,22 @@ def millilitres(mask: np.ndarray, volume: Volume) -> float:
 
 
 class Bar:
-    """A progress bar on stderr that is also a watcher of ``propagate`` and ``segment_slices``."""
+    """A progress bar on stderr, if that is a terminal; also a watcher of ``propagate`` and ``segment_slices``."""
 
     def __init__(self, label: str) -> None:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=100, desc=label, unit="%", leave=False, bar_format="{desc}: {percentage:3.0f} % |{bar}| "
-                                                                                 "{remaining} left")
+        self.bar = tqdm(total=100, desc=label, unit="%", leave=False, disable=None,
+                        bar_format="{desc}: {percentage:3.0f} % |{bar}| {remaining} left")
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
 
     def __call__(self, progress: float, index: int, mask: Crop) -> bool:
         """Show the progress; Ctrl+C is the cancel button here."""
         self.bar.n = round(100 * progress)
         self.bar.refresh()
         return True
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self.bar.close()

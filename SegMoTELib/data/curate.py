@@ -358,13 +358,18 @@ def _write_table(path: Path, records: list[Record], label_names: dict[str, dict[
                 reasons = verdict.reasons + ((record.refusal,) if record.refusal else ())
                 numbers = asdict(verdict.measurements) if verdict.measurements else {}
                 table.writerow({
-                    "dataset": record.dataset, "image": record.name, "source_file": record.source_file,
-                    "group": record.group, "split": record.split if record.kept_labels else "",
-                    "label": verdict.label, "label_name": label_names[record.dataset].get(verdict.label, ""),
+                    "dataset": record.dataset, "image": record.name, "source_file": _cell(record.source_file),
+                    "group": _cell(record.group), "split": record.split if record.kept_labels else "",
+                    "label": verdict.label, "label_name": _cell(label_names[record.dataset].get(verdict.label, "")),
                     "verdict": "kept" if verdict.label in record.kept_labels else "rejected",
-                    "reasons": "; ".join(reasons),
+                    "reasons": _cell("; ".join(reasons)),
                     **{name: f"{value:.6g}" if isinstance(value, float) else value for name, value in numbers.items()},
                 })
+
+
+def _cell(text: object) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if str(text)[:1] in ("=", "+", "-", "@", "\t", "\r") else str(text)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ maps with one number per object, for images with many objects of one class.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,17 @@ class Pack:
                         "though dataset.json lists it.")
 
 
+def check_identifier(identifier: object) -> str:
+    """Return an image's name if it is one; a path could lead out of the data set's folder.
+
+    Raises:
+        ValueError: not a plain file name.
+    """
+    if not isinstance(identifier, str) or not identifier or identifier[0] == "." or re.search(r'[/\\:\0]', identifier):
+        raise ValueError(f"{identifier!r} is not the name of an image")
+    return identifier
+
+
 def open_pack(folder: str | Path) -> Pack:
     """Open one data set folder.
 
@@ -147,13 +159,13 @@ def open_pack(folder: str | Path) -> Pack:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         labels = {int(index): str(name) for index, name in info["labels"].items() if int(index) != 0}
-        info["splits"] = {split: [str(identifier) for identifier in _listed(identifiers, split)]
+        info["splits"] = {split: [check_identifier(str(identifier)) for identifier in _listed(identifiers, split)]
                           for split, identifiers in info["splits"].items()}
     except FileNotFoundError:
         raise DataError(f"{folder}: no dataset.json; is this a data set in the pack's layout?") from None
     except KeyError as error:
         raise DataError(f"{path}: not a data set description: {error} is missing.") from None
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise DataError(f"{path}: not a data set description ({error}).") from error
     return Pack(folder=folder, info=info, labels=labels)
 
@@ -185,7 +197,7 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise DataError(f"{path}: file not found.") from None
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image ({error}).") from error
 
 

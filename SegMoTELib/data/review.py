@@ -39,7 +39,8 @@ class ReviewThresholds:
         max_foreground: largest share of the image; more means that the background was labelled.
         min_sharpness: 1 minus Crete's blur effect; below, the image is smeared. Slight blur passes, and so do slices
             that were interpolated.
-        min_contrast: |mean inside - mean of the ring around| over their pooled standard deviation.
+        min_contrast: absolute difference of the means inside and in the ring around, over their pooled
+            standard deviation.
         min_entropy: bits of the 8-bit histogram around the mask; a flat or binary picture has less.
         max_fragmentation: (components + holes) / sqrt(pixels); salt and pepper has more than 3, vessels and nuclei less
             than 1.
@@ -67,7 +68,7 @@ class MaskMeasurements:
         components: 8-connected parts.
         fragmentation: (components + holes) / sqrt(pixels).
         sharpness: 0 (blurred) to 1, 1 minus ``skimage.measure.blur_effect`` around the mask.
-        contrast: |mean inside - mean of the ring around| over the pooled standard deviation.
+        contrast: absolute difference of the means inside and in the ring around, over the pooled standard deviation.
         entropy: bits of the grey levels in and around the mask.
         border_gain: mean image gradient across the border, over the mean for the same mask shifted by a quarter, half
             and three quarters of its size in eight directions; 1 = no better than anywhere.

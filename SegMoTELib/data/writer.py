@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from SegMoTELib.data.items import Item, SourceSet
+from SegMoTELib.data.pack import check_identifier
 
 
 class PackWriter:
@@ -29,7 +30,7 @@ class PackWriter:
 
     def free_name(self, identifier: str) -> str:
         """Take the identifier, numbered when this data set already has it (file systems may ignore case)."""
-        name, count = identifier, 1
+        name, count = check_identifier(identifier), 1
         while name.lower() in self._taken:
             count += 1
             name = f"{identifier}_{count}"

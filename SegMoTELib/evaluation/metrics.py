@@ -16,7 +16,7 @@ SURFACE_TOLERANCE = 2.0
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Return the Dice coefficient, 2 |A and B| / (|A| + |B|), in [0, 1].
+    """Return the Dice coefficient, twice the intersection over the sum of both sizes, in [0, 1].
 
     Raises:
         ValueError: the masks differ in shape.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 
 from SegMoTELib.errors import SegMoTEError
 
+# PyTorch raises a plain RuntimeError where MPS or the CPU have no more memory.
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -58,6 +61,15 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
         return f"{torch.cuda.get_device_name(device)}, {precision}"
     name = cpu_name() if device.type == "cpu" else platform.processor()
     return f"{device.type.upper()} ({name}, {torch.get_num_threads()} threads), {precision}"
+
+
+def out_of_memory(error: Exception) -> str:
+    """What to do where an error says that memory ran out, as one sentence; "" for any other error."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "The GPU's memory ran out; choose the CPU as device, or a smaller model."
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
+        return "The memory ran out; close other volumes and programs, or choose a smaller model."
+    return ""
 
 
 @lru_cache(maxsize=1)

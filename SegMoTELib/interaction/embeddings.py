@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import uuid
 from collections import OrderedDict
@@ -32,6 +33,7 @@ VERSION = "1"  # of what an encoder makes of pixels; a change makes stored embed
 MEMORY_SHARE = 0.25  # of the free memory
 DISK_LIMIT = 4 << 30  # bytes
 SUFFIX = ".embedding"
+PLAIN_KEY = re.compile("[0-9A-Za-z]{1,64}")
 
 
 def default_folder() -> Path:
@@ -138,7 +140,9 @@ class EmbeddingCache:
 class EmbeddingFolder:
     """Embeddings in files, one safetensors file each; several processes may share a folder.
 
-    A file that is damaged, or holds another embedding than its name says, is removed and counts as absent.
+    A file that is damaged, or holds another embedding than its name says, is removed and counts as absent. Names are
+    hashes and nothing in a file tells whose image it was; but features are made of its pixels, so folder and files are
+    the user's alone.
 
     Args:
         path: made when first needed. limit: bytes.
@@ -151,11 +155,13 @@ class EmbeddingFolder:
         """Write an embedding; a full or read-only disk is logged, not raised: a cache must not stop the work."""
         tensors = {"features": embedding.features, **{f"early{i}": early for i, early in enumerate(embedding.early)}}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        temporary = self.path / f"{uuid.uuid4().hex}.part"
+        target, temporary = self._file(key), self.path / f"{uuid.uuid4().hex}.part"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             save_file(tensors, temporary, {"signature": key, "checksum": _checksum(tensors), "version": VERSION})
-            os.replace(temporary, self.path / (key + SUFFIX))  # at once: others see the whole file or none
+            temporary.chmod(0o600)  # should it have been made anew
+            os.replace(temporary, target)  # at once: others see the whole file or none
             self._make_room()
         except (OSError, SafetensorError) as error:
             log.warning("the embedding was not kept in %s: %s", self.path, error)
@@ -164,7 +170,7 @@ class EmbeddingFolder:
 
     def load(self, key: str) -> ImageEmbedding | None:
         """An embedding that was stored with this key, or None."""
-        file = self.path / (key + SUFFIX)
+        file = self._file(key)
         if not file.exists():
             return None
         try:
@@ -198,6 +204,11 @@ class EmbeddingFolder:
         for _, _, file in files:
             file.unlink(missing_ok=True)
         return sum(size for _, size, _ in files)
+
+    def _file(self, key: str) -> Path:
+        if not PLAIN_KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is not a signature, so it is not made a file's name")
+        return self.path / (key + SUFFIX)
 
     def _make_room(self) -> None:
         files = self.files()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
+HEAT = ((0, 0, 0), (160, 20, 110), (255, 120, 20), (255, 255, 160))  # colours of least to most attention
+STRENGTH = 0.65  # of the brightest heat over the image
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,26 @@ class ExpertView:
     routing: tuple[np.ndarray, ...]
     gate_probabilities: tuple[np.ndarray, ...]
     attention: np.ndarray
+
+
+def attention_png(view: ExpertView, image: np.ndarray, side: int) -> bytes:
+    """Return the image with the selected token's attention over it as a PNG, for a panel; needs no plotting library.
+
+    Args:
+        image: (H, W, 3) uint8, what the mask was predicted on. side: pixels of the longer side of the picture.
+    """
+    attention = view.attention[view.selected]
+    low, high = attention.min(), attention.max()
+    share = (attention - low) / (high - low) if high > low else np.zeros_like(attention)
+    stops = np.linspace(0, 1, len(HEAT))
+    heat = np.stack([np.interp(share, stops, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
+    weight = STRENGTH * share[..., None]
+    blended = np.rint((1 - weight) * image + weight * heat).astype(np.uint8)
+    scale = side / max(image.shape[:2])
+    size = tuple(max(1, round(scale * length)) for length in image.shape[1::-1])
+    file = io.BytesIO()
+    Image.fromarray(blended).resize(size, Image.Resampling.BILINEAR).save(file, "PNG")
+    return file.getvalue()
 
 
 def draw_expert_view(view: ExpertView, image: np.ndarray, mask: np.ndarray, path: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from SegMoTELib.interaction.devices import choose_device, choose_precision, describe
+from SegMoTELib.interaction.devices import choose_device, choose_precision, describe, out_of_memory
 from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
 from SegMoTELib.interaction.expert_view import ExpertView
 from SegMoTELib.interaction.focus import View, ViewTransform, find_parts, find_view, mask_extent, part_weights
@@ -51,6 +52,7 @@ class Predictor:
     Attributes:
         last: the latest :class:`MaskPrediction`, for the expert view.
         focus: look again at small objects through a crop; by default where the network's input is small.
+        turn: there is one current image; threads hold this lock from ``set_encoded`` to their answer.
     """
 
     def __init__(self, model: SegMoTE, device: str | None = None, precision: str = "auto",
@@ -59,6 +61,7 @@ class Predictor:
         self.dtype = choose_precision(self.device, precision)
         self.model = _placed(model, self.device, self.dtype).eval()
         self.cache = cache
+        self.turn = threading.Lock()
         self._fingerprint = ""
         self._ready: OrderedDict[int, tuple[ImageEmbedding, ImageEmbedding]] = OrderedDict()
         self.last: MaskPrediction | None = None
@@ -88,7 +91,7 @@ class Predictor:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides what the encoder makes of pixels: weights, geometry, precision."""
+        """Hash of everything that decides what the encoder makes of pixels (weights, geometry, precision)."""
         if not self._fingerprint:
             digest = hashlib.blake2b(repr(self.dtype).encode(), digest_size=16)
             settings = {name: value for name, value in asdict(self.model.config).items() if name != "auto_targets"}
@@ -260,7 +263,10 @@ class Predictor:
                 with torch.no_grad():
                     found.append(self.model.encode(batch[first:first + size]))
                 first += size
-            except torch.cuda.OutOfMemoryError:
+            except RuntimeError as error:
+                mps_is_full = self.device.type == "mps" and out_of_memory(error)
+                if not (isinstance(error, torch.cuda.OutOfMemoryError) or mps_is_full):
+                    raise
                 if size == 1:
                     self._fall_back_to_cpu()
                 size = max(1, size // 2)

@@ -173,6 +173,11 @@ class VolumeRuns:
         self.segmenter.jobs.cancel(KEY)
         self._flush()
 
+    def model_changed(self) -> None:
+        """End the run, as ``stop`` does, and compute everything anew the next time."""
+        self.stop()
+        self._before.clear()
+
     def apply(self) -> bool:
         """Write what is pending into its segment, as one undo step; False where there is nothing, or it is refused."""
         pending, self.pending = self.pending, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,9 @@ class SceneSegmenter:
             return _answer_all(session, asked, job)
 
         def done(result: tuple[list[PlaneMask | None], list[str]]) -> None:
+            if session.predictor is not self.predictor:  # another model was chosen meanwhile
+                self.update(target)
+                return
             found, refused = result
             for sentence in refused:
                 self.told(sentence, True)
@@ -267,8 +270,28 @@ class SceneSegmenter:
             if not prompts.segment_exists():
                 self._forget(key)
 
+    def use(self, predictor: Any) -> None:
+        """Answer with another model from now on, and stop what is in flight; masks, prompts and undo steps stay.
+
+        What the former model handed on for corrections is dropped: another one cannot read it.
+        """
+        self.jobs.cancel()
+        self._sessions.clear()
+        self.predictor = predictor
+        bare: dict[int, Answer] = {}  # by identity, which undo goes by
+
+        def strip(answers: dict[tuple, Answer]) -> dict[tuple, Answer]:
+            return {key: bare.setdefault(id(answer), replace(answer, logits=None)) for key, answer in answers.items()}
+
+        def strip_step(step: Step) -> Step:
+            return Step(step.target, *((prompts, strip(answers)) for prompts, answers in (step.before, step.after)))
+
+        kept = self._answers, self._done, self._undone  # alive until the end: identities must not be given again
+        self._answers = {key: strip(answers) for key, answers in kept[0].items()}
+        self._done, self._undone = ([strip_step(step) for step in steps] for steps in kept[1:])
+
     def reset(self) -> None:
-        """Forget everything computed and everything in flight, e.g. for another model or when the scene closes."""
+        """Forget everything computed and everything in flight, e.g. when the scene closes."""
         self.jobs.cancel()
         self._sessions.clear()
         self._answers.clear()
@@ -294,8 +317,13 @@ class SceneSegmenter:
 
     def failed(self, error: Exception) -> None:
         """Tell what went wrong."""
+        from SegMoTELib.interaction.devices import out_of_memory
+
         if isinstance(error, SegMoTEError):
             self.told(str(error), True)
+        elif sentence := out_of_memory(error):
+            log.error("memory ran out", exc_info=error)
+            self.told(sentence, True)
         else:
             log.error("a job failed", exc_info=error)
             self.told(f"Something went wrong ({error}); details are in the log.", True)

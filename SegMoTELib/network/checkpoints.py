@@ -1,7 +1,7 @@
 """One door for weights: native ``.safetensors``, SAM's ``.pth`` and the published SegMoTE's ``.pth``; checked, safe.
 
-Pickles are read with ``weights_only=True``. A file is used whole or not at all: every tensor is either loaded, or named
-in ``DEAD_KEYS`` as known to have no effect on a mask, or the file is refused.
+Pickles are read with ``weights_only=True``, in one place (``read_tensors``). A file is used whole or not at all: every
+tensor is either loaded, or named in ``DEAD_KEYS`` as known to have no effect on a mask, or the file is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import re
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def load_checkpoint(path: str | Path) -> SegMoTE:
         head = file.read(9)
     # A zip archive (torch.save) or a bare pickle; safetensors starts with eight bytes, the length of its header, which
     # may look like either, and a brace.
-    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
+    if head[8:] != b"{" and (head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"):
         return _load_pickle(path)
     return _load_native(path)
 
@@ -119,20 +120,32 @@ def _load_native(path: Path) -> SegMoTE:
         config = ModelConfig.from_dict(json.loads(header["config"]))
         trained = json.loads(header["trained"])
         adapters_trained, auto_trained = bool(trained["adapters"]), bool(trained["auto"])
-        model = build_model(config)
+        with torch.device("meta"):  # a description may ask for any size: compare it with the tensors first
+            expected = SegMoTE(config).state_dict()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its architecture description is damaged ({error}).") from error
-    model = _fill(model, tensors, path)
+    _check_fit(expected, tensors, config.name, path)
+    model = _fill(build_model(config), tensors, path)
     model.adapters_trained, model.auto_trained = adapters_trained, auto_trained
     model.metadata = {k: v for k, v in header.items() if k not in ("format", "config", "trained")}
     return model
 
 
-def _load_pickle(path: Path) -> SegMoTE:
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> object:
+    """Read what ``torch.save`` wrote, without running anything that the file says.
+
+    Raises:
+        CheckpointError: it holds more than tensors and plain values, is an archive of another kind, or is damaged.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if tarfile.is_tarfile(path):  # torch before 2.6 runs code from those even with weights_only (CVE-2025-32434)
+            raise CheckpointError(f"{path}: refused, because it is a tar archive; loading it could run code from the "
+                                  "file.")
+        return torch.load(path, map_location=device, weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error):
             raise CheckpointError(f"{path}: refused, because it holds more than weights; loading it could run code "
@@ -141,7 +154,10 @@ def _load_pickle(path: Path) -> SegMoTE:
     except Exception as error:  # a damaged pickle can raise anything: IndexError, struct.error, TypeError, ...
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: damaged or cut off ({reason}).") from error
-    state = _state_dict(content, path)
+
+
+def _load_pickle(path: Path) -> SegMoTE:
+    state = _state_dict(read_tensors(path), path)
     if is_published(state):
         config = ModelConfig.published()
         converted, notes = from_published(state, config, path)
@@ -187,18 +203,22 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
 def _fill(model: SegMoTE, tensors: dict[str, Tensor], path: Path) -> SegMoTE:
     """Load tensors into a fresh model after checking names, shapes and values."""
     expected = model.state_dict()
+    _check_fit(expected, tensors, model.config.name, path)
+    _check_finite(tensors, path)
+    model.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()})
+    return model.eval()
+
+
+def _check_fit(expected: dict[str, Tensor], tensors: dict[str, Tensor], model: str, path: Path) -> None:
     missing, unknown = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing or unknown:
         parts = [f"{len(names)} {what} (first: {names[0]})"
                  for what, names in (("missing", missing), ("unknown", unknown)) if names]
-        raise CheckpointError(f"{path}: tensors do not fit {model.config.name}: {', '.join(parts)}.")
+        raise CheckpointError(f"{path}: tensors do not fit {model}: {', '.join(parts)}.")
     for name, value in tensors.items():
         if value.shape != expected[name].shape:
-            raise CheckpointError(f"{path}: {name} has shape {tuple(value.shape)}, but {model.config.name} needs "
+            raise CheckpointError(f"{path}: {name} has shape {tuple(value.shape)}, but {model} needs "
                                   f"{tuple(expected[name].shape)}.")
-    _check_finite(tensors, path)
-    model.load_state_dict({name: value.to(expected[name].dtype) for name, value in tensors.items()})
-    return model.eval()
 
 
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:

@@ -11,6 +11,8 @@ from SegMoTELib.errors import CheckpointError
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+LARGEST = {"": 16384, "image_size": 4096, "encoder_depth": 256, "compact_depths": 256}  # "": every other size
+
 # Width, depth, heads and global-attention blocks of SAM's three encoders: segment_anything.build_sam.
 SAM_ENCODERS = {
     "vit_b": (768, 12, 12, (2, 5, 8, 11)),
@@ -89,7 +91,12 @@ class ModelConfig:
     pixel_std: tuple[float, float, float] = PIXEL_STD
 
     def __post_init__(self) -> None:
-        """Refuse contradictory values early, with the field's name."""
+        """Refuse contradictory values early, with the field's name; and sizes that only harm could want."""
+        for name, value in vars(self).items():
+            numbers = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, int)]
+            limit = LARGEST.get(name, LARGEST[""])
+            if sum(numbers) > limit or (isinstance(value, (tuple, str)) and len(value) > limit):
+                raise ValueError(f"{name} is larger than {limit}")
         if self.encoder not in ("sam_vit", "compact"):
             raise ValueError(f"encoder must be 'sam_vit' or 'compact', not {self.encoder!r}")
         if self.gating not in ("learned", "reference"):

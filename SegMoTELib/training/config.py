@@ -97,7 +97,7 @@ class TrainingConfig:
 
     @property
     def augmented(self) -> bool:
-        """Whether training items are augmented views: always in the base stage."""
+        """Whether training items are augmented views, as they always are in the base stage."""
         return self.stage == "base" or self.augment
 
     def phase_at(self, step: int) -> Phase:
@@ -127,7 +127,7 @@ def load_training_config(path: str | Path) -> TrainingConfig:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such training config.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path}: not a readable YAML file ({error}).") from error
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected 'name: value' lines.")

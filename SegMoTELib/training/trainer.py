@@ -19,7 +19,7 @@ from SegMoTELib import __version__
 from SegMoTELib.data.pack import open_packs
 from SegMoTELib.errors import CheckpointError, DataError
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
-from SegMoTELib.network.checkpoints import attach_adapters
+from SegMoTELib.network.checkpoints import attach_adapters, read_tensors
 from SegMoTELib.training.config import Phase, TrainingConfig
 from SegMoTELib.training.curves import draw_curves
 from SegMoTELib.training.dataset import TrainingData
@@ -144,10 +144,10 @@ class Trainer:
         if not path.exists():
             return
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{path}: cannot be read ({error}); delete it to start over.") from error
-        if state["config"] != repr(self.config):
+            state = read_tensors(path, self.device)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Delete it to start over.") from error
+        if not isinstance(state, dict) or state.get("config") != repr(self.config):
             raise CheckpointError(f"{path}: was made by another config; use another folder or delete it.")
         self.model.load_state_dict(state["model"])
         if self.dense is not None:

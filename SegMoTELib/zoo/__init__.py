@@ -34,11 +34,14 @@ def resolve_model(name_or_path: str | Path) -> Path:
             return model.path
         raise CheckpointError(f"{model.name}: its weights are {model.state}; fetch them with: "
                               f"segmote models fetch {model.name}")
-    path = Path(name_or_path).expanduser()
-    if not path.is_file():
-        raise CheckpointError(f"{name_or_path}: neither a model ({', '.join(one.name for one in held())}) nor an "
-                              "existing weights file.")
-    return path
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not permitted, no such user's home
+        raise CheckpointError(f"{name_or_path}: cannot be read ({error}).") from error
+    raise CheckpointError(f"{name_or_path}: neither a model ({', '.join(one.name for one in held())}) nor an existing "
+                          "weights file.")
 
 
 @dataclass(frozen=True)
@@ -75,5 +78,5 @@ def read_card(path: str | Path) -> ModelCard:
         targets = tuple((str(one["name"]), str(one["modality"])) for one in config.get("auto_targets", ()))
         return ModelCard(str(config.get("name", path.stem)), str(metadata.get("licence", "")),
                          targets if trained.get("auto") else ())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error

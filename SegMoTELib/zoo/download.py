@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,8 +18,9 @@ from SegMoTELib.zoo.store import models_folder, record, weights_path
 
 ATTEMPTS = 5  # a cut connection is taken up again this often in one call
 TIMEOUT = (10, 30)  # seconds to connect, and without a byte
-BLOCK = 1 << 16
+BLOCK = 1 << 14  # small, so that a slow host does not delay a cancel
 SPARE = 1 << 28  # bytes left free on the disk
+PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
 Progress = Callable[[int, "int | None"], None]
 
@@ -37,51 +39,72 @@ def fetch(entry: Entry, accept_licence: bool = False, progress: Progress | None 
         The weights file.
 
     Raises:
-        CancelledError: ``cancelled`` said so. ModelError: licence not accepted, host out of reach, no room, or bytes
-            that are not what the catalogue describes; the sentence says which file to place where.
+        CancelledError: ``cancelled`` said so. ModelError: licence not accepted, host out of reach, no room, a folder
+            that cannot be written, or bytes that are not what the catalogue describes; the sentence says which file
+            to place where.
     """
-    import pooch
     import requests
 
-    path = weights_path(entry, folder)
-    if path.is_file():
-        return path
-    if not (entry.permissive or accept_licence):
-        raise ModelError(f"{entry.title}: its licence ({entry.licence}) must be accepted first; read it at "
-                         f"{entry.licence_url} (segmote models fetch {entry.name} --accept-licence).")
     folder = folder or models_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    by_hand = f"Or download {entry.url} on another computer and place it at {path}."
-    with _only_one(folder / f".{entry.file}.lock", cancelled):
-        if path.is_file():  # another process fetched it meanwhile
+    path = weights_path(entry, folder)
+    try:
+        if path.is_file():
             return path
-        try:
-            expected = entry.hash or _hash_of_host(entry.url)
-            part = folder / f".{entry.file}.part"
-            pooch.get_logger().setLevel("ERROR")
-            pooch.retrieve(entry.url, expected, fname=entry.file, path=folder,
-                           downloader=_Resumed(entry, part, progress or (lambda *_: None), cancelled, bool(expected)))
-        except requests.RequestException as error:
-            raise ModelError(f"{entry.title}: {urlsplit(entry.url).hostname} could not be reached or broke off "
-                             f"({type(error).__name__}). Check the network and proxy and fetch again: what has come "
-                             f"is kept. {by_hand}") from error
-        except ValueError as error:  # pooch's word for another hash; it has removed the file
-            raise ModelError(f"{entry.title}: what {urlsplit(entry.url).hostname} sent is not the published file (its "
-                             f"{(expected or 'hash').split(':')[0]} differs); it was deleted. {by_hand}") from error
-        except OSError as error:
-            raise ModelError(f"{folder}: cannot be written ({error.strerror or error}).") from error
-        record(path, entry.url)
+        if entry.bundled:
+            raise ModelError(f"{entry.title}: comes with SegMoTE but is not at {path}; install SegMoTE again.")
+        if not (entry.permissive or accept_licence):
+            raise ModelError(f"{entry.title}: its licence ({entry.licence}) must be accepted first; read it at "
+                             f"{entry.licence_url} (segmote models fetch {entry.name} --accept-licence).")
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder / f".{entry.file}.lock", cancelled):
+            if not path.is_file():  # another process may have fetched it meanwhile
+                _download(entry, path, progress or (lambda *_: None), cancelled)
+    except requests.RequestException as error:
+        answer = error.response
+        reason = type(error).__name__ if answer is None else f"it answered {answer.status_code} {answer.reason}".strip()
+        raise ModelError(
+            f"{entry.title}: {_host(entry)} could not be reached or broke off ({reason}). Check the network and proxy "
+            f"and fetch again: what has come is kept. {_by_hand(entry, path)}") from error
+    except OSError as error:
+        raise ModelError(f"{folder}: models cannot be kept here ({error.strerror or error}); set SEGMOTE_MODEL_DIR to "
+                         "another folder.") from error
     return path
+
+
+def _download(entry: Entry, path: Path, progress: Progress, cancelled: Callable[[], bool]) -> None:
+    """Fetch, verify and note one file; ``fetch`` says what goes wrong."""
+    import pooch
+
+    expected = entry.hash or _hash_of_host(entry.url)
+    pooch.get_logger().setLevel("ERROR")
+    try:
+        pooch.retrieve(entry.url, expected, fname=path.name, path=path.parent,
+                       downloader=_Resumed(entry, path, progress, cancelled, bool(expected)))
+    except ValueError as error:  # pooch's word for another hash; it has removed the file
+        raise ModelError(f"{entry.title}: what {_host(entry)} sent is not the published file (its "
+                         f"{(expected or 'hash').split(':')[0]} differs); it was deleted. "
+                         f"{_by_hand(entry, path)}") from error
+    record(path, entry.url, checked=bool(expected))
+
+
+def _host(entry: Entry) -> str:
+    return urlsplit(entry.url).hostname or entry.url
+
+
+def _by_hand(entry: Entry, path: Path) -> str:
+    return f"Or download {entry.url} on another computer and place it at {path}."
 
 
 class _Resumed:
     """A pooch downloader that keeps what came before a cut or a cancel, and goes on from there."""
 
-    def __init__(self, entry: Entry, part: Path, progress: Progress, cancelled: Callable[[], bool],
+    def __init__(self, entry: Entry, path: Path, progress: Progress, cancelled: Callable[[], bool],
                  resumable: bool) -> None:
-        self.entry, self.part, self.progress, self.cancelled = entry, part, progress, cancelled
-        if not resumable:  # without a hash, halves of two versions could be joined unnoticed
-            part.unlink(missing_ok=True)
+        self.entry, self.path, self.progress, self.cancelled = entry, path, progress, cancelled
+        self.part = path.with_name(f".{path.name}.part")
+        # Without a hash, halves of two versions could be joined unnoticed; and a link must not be followed.
+        if not resumable or self.part.is_symlink() or (entry.size is not None and self._here() > entry.size):
+            self.part.unlink(missing_ok=True)
 
     def __call__(self, url: str, output_file: str, pooch: object) -> None:
         from requests import ConnectionError, Timeout
@@ -111,41 +134,54 @@ class _Resumed:
                 return  # nothing is missing
             start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
             if answer.status_code == 416 or (answer.status_code == 206 and not (start and int(start[1]) == here)):
-                self.part.unlink()
+                self.part.unlink(missing_ok=True)
                 raise requests.ConnectionError("the host cannot resume this file")
             answer.raise_for_status()
+            if urlsplit(self.entry.url).scheme == "https" != urlsplit(answer.url).scheme:
+                raise ModelError(f"{self.entry.title}: {_host(self.entry)} leads to an address that is not encrypted.")
             here = here if answer.status_code == 206 else 0
             total = self._total(answer, here)
+            blocks = answer.iter_content(BLOCK)
+            first = next(blocks, b"")
+            if here == 0 and PAGE.match(first):
+                raise self._is_page()
             with self.part.open("ab" if here else "wb") as file:
-                for block in answer.iter_content(BLOCK):
+                for block in chain((first,), blocks):
                     if self.cancelled():
                         raise CancelledError(f"{self.entry.title}: stopped; the next fetch goes on from here.")
                     file.write(block)
                     here += len(block)
                     if total is not None and here > total:
-                        raise ModelError(f"{self.entry.title}: the host sent more than the {total} bytes announced.")
+                        break
                     self.progress(here, total)
+        if total is not None and here > total:
+            self.part.unlink()
+            raise ModelError(f"{self.entry.title}: the host sent more than the {total} bytes announced.")
         if total is not None and here < total:
             raise requests.ConnectionError(f"cut off at {here} of {total} bytes")
 
     def _total(self, answer: object, here: int) -> int | None:
         """Bytes of the whole file, after checking that the answer can be it."""
         entry = self.entry
-        host = urlsplit(entry.url).hostname
         if "text/html" in answer.headers.get("Content-Type", ""):
-            raise ModelError(f"{entry.title}: {host} answered with a web page instead of weights; a proxy or a login "
-                             f"may be in the way. Open {entry.url} in a browser and place the file at "
-                             f"{self.part.with_name(entry.file)}.")
+            raise self._is_page()
         length = answer.headers.get("Content-Length", "")
         total = here + int(length) if length.isdigit() else entry.size
         if entry.size is not None and total != entry.size:
             self.part.unlink(missing_ok=True)
-            raise ModelError(f"{entry.title}: {host} offers {total} bytes, but the published file has {entry.size}.")
+            raise ModelError(f"{entry.title}: {_host(entry)} offers {total} bytes, but the published file has "
+                             f"{entry.size}.")
         room = shutil.disk_usage(self.part.parent).free
         if total is not None and total - here + SPARE > room:
             raise ModelError(f"{self.part.parent}: needs {(total - here) / 1e6:.0f} MB and has {room / 1e6:.0f} MB; "
                              "make room or set SEGMOTE_MODEL_DIR to another folder.")
         return total
+
+    def _is_page(self) -> ModelError:
+        self.part.unlink(missing_ok=True)
+        return ModelError(f"{self.entry.title}: {_host(self.entry)} answered with a web page instead of weights; a "
+                          f"proxy or a login may be in the way. Open {self.entry.url} in a browser and place the file "
+                          f"at {self.path}.")
 
 
 def _hash_of_host(url: str) -> str | None:

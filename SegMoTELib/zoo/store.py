@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from SegMoTELib.errors import ModelError
-from SegMoTELib.zoo.catalogue import MODELS_FOLDER, Entry, catalogue
-
-SUFFIXES = (".safetensors", ".pth", ".pt")
+from SegMoTELib.zoo.catalogue import MODELS_FOLDER, PLAIN_NAME, SUFFIXES, Entry, catalogue
 
 
 @dataclass(frozen=True)
@@ -21,8 +18,9 @@ class Held:
     """A model and what of it is on this machine.
 
     Attributes:
-        name: what ``--model`` takes. path: of its weights. state: "bundled", "verified", "not verified", "not
-        downloaded", "partly downloaded" or "yours". size: bytes on this machine.
+        name: what ``--model`` takes. path: of its weights. state: "bundled", "verified" (its hash was compared with the
+        published one, and the file is as it was then), "not verified", "not downloaded", "partly downloaded" or
+        "yours". size: bytes on this machine.
     """
 
     name: str
@@ -32,11 +30,18 @@ class Held:
 
 
 def models_folder() -> Path:
-    """Return the folder of downloaded weights: ``SEGMOTE_MODEL_DIR``, or the user's data folder."""
+    """Return the folder of downloaded weights: ``SEGMOTE_MODEL_DIR``, or the user's data folder.
+
+    Raises:
+        ModelError: ``SEGMOTE_MODEL_DIR`` begins with the home of a user who does not exist.
+    """
     from platformdirs import user_data_path
 
     chosen = os.environ.get("SEGMOTE_MODEL_DIR")
-    return Path(chosen).expanduser() if chosen else user_data_path("segmote", appauthor=False) / "models"
+    try:
+        return Path(chosen).expanduser() if chosen else user_data_path("segmote", appauthor=False) / "models"
+    except RuntimeError as error:
+        raise ModelError(f"SEGMOTE_MODEL_DIR is {chosen!r}, which is not a folder ({error}).") from None
 
 
 def weights_path(entry: Entry, folder: Path | None = None) -> Path:
@@ -45,13 +50,24 @@ def weights_path(entry: Entry, folder: Path | None = None) -> Path:
 
 
 def held(folder: Path | None = None) -> list[Held]:
-    """Return the catalogue's models and the user's own, each with what of it is here."""
+    """Return the catalogue's models and the user's own, each with what of it is here.
+
+    A file of the user's is named after its stem, or in full where another model has that name.
+
+    Raises:
+        ModelError: the folder is there but cannot be read.
+    """
     folder = folder or models_folder()
-    found = [_held(entry, folder) for entry in catalogue().values()]
-    known = {entry.file for entry in catalogue().values()}
-    if folder.is_dir():
-        found += [Held(path.stem, path, "yours", path.stat().st_size) for path in sorted(folder.iterdir())
-                  if path.suffix in SUFFIXES and path.name not in known and not path.name.startswith(".")]
+    try:
+        found = [_held(entry, folder) for entry in catalogue().values()]
+        known = {entry.file for entry in catalogue().values()}
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.suffix in SUFFIXES and path.name not in known and path.name[0] != "." and path.is_file():
+                taken = path.stem.lower() in (one.name.lower() for one in found)
+                found.append(Held(path.name if taken else path.stem, path, "yours", path.stat().st_size))
+    except OSError as error:
+        raise ModelError(f"{error.filename or folder}: cannot be read ({error.strerror or error}); is it the folder of "
+                         "models that you mean (SEGMOTE_MODEL_DIR)?") from error
     return found
 
 
@@ -65,22 +81,25 @@ def add(path: Path, name: str | None = None, folder: Path | None = None) -> str:
     """
     path, folder = Path(path), folder or models_folder()
     name = path.stem if name is None else name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+    if not PLAIN_NAME.fullmatch(name):
         raise ModelError(f"{name!r}: a model's name has letters, digits, '.', '_' and '-' only; choose one by --name.")
     if path.suffix not in SUFFIXES:
         raise ModelError(f"{path}: weights end in {', '.join(SUFFIXES)}.")
-    if any(name == one.name or f"{name}{path.suffix}" == one.path.name for one in held(folder)):
-        raise ModelError(f"{name}: there is a model of this name already; choose another by --name.")
     target = folder / f"{name}{path.suffix}"
+    # Some file systems do not tell capitals from small letters.
+    if any(name.lower() == one.name.lower() or target.name.lower() == one.path.name.lower() for one in held(folder)):
+        raise ModelError(f"{name}: there is a model of this name already; choose another by --name.")
     part = folder / f".{target.name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)  # a link there must not be followed
         shutil.copyfile(path, part)
         os.replace(part, target)
+        record(target, "", checked=False)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ModelError(f"{path}: cannot be copied to {folder} ({error.strerror}).") from error
-    record(target, "")
+        if folder.is_dir():
+            part.unlink(missing_ok=True)
+        raise ModelError(f"{path}: cannot be copied to {folder} ({error.strerror or error}).") from error
     return name
 
 
@@ -88,16 +107,19 @@ def remove(name: str, folder: Path | None = None) -> int:
     """Delete a model's weights, whole or partly downloaded; return the bytes that were freed.
 
     Raises:
-        ModelError: a bundled model, or one that is not on this machine.
+        ModelError: a bundled model, one that is not on this machine, or files that cannot be deleted.
     """
     model = find(name, folder)
     if model.state == "bundled":
         raise ModelError(f"{name}: comes with the extension and stays.")
     if not model.size:
         raise ModelError(f"{name}: is not on this machine.")
-    for path in (model.path, _record_path(model.path), model.path.with_name(f".{model.path.name}.part"),
-                 model.path.with_name(f".{model.path.name}.lock")):
-        path.unlink(missing_ok=True)
+    try:
+        for path in (model.path, _record_path(model.path), model.path.with_name(f".{model.path.name}.part"),
+                     model.path.with_name(f".{model.path.name}.lock")):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be deleted ({error.strerror or error}); is it in use?") from error
     return model.size
 
 
@@ -108,22 +130,24 @@ def verify(name: str, folder: Path | None = None) -> str:
         ModelError: not on this machine, or changed.
     """
     model = find(name, folder)
-    if model.state in ("not downloaded", "partly downloaded") or not model.path.is_file():
+    if not model.path.is_file():
         raise ModelError(f"{name}: is not on this machine; fetch it with: segmote models fetch {name}")
     entry = catalogue().get(name)
     published = entry.hash if entry else ""
     kept = _read_record(model.path).get("sha256", "")
     expected = published or (f"sha256:{kept}" if kept else "")
-    if not expected:
+    try:
+        algorithm, _, digest = (expected or "sha256:").partition(":")
+        found = file_hash(model.path, algorithm)
+        if digest and found != digest:
+            raise ModelError(f"{name}: {model.path} has changed or is damaged ({algorithm} differs). Remove and fetch "
+                             f"it again: segmote models remove {name}")
         if model.state != "bundled":
-            record(model.path, entry.url if entry else "")
-        return f"no hash is published; sha256:{file_hash(model.path, 'sha256')}"
-    algorithm, _, digest = expected.partition(":")
-    if file_hash(model.path, algorithm) != digest:
-        raise ModelError(f"{name}: {model.path} has changed or is damaged ({algorithm} differs). Remove and fetch it "
-                         f"again: segmote models remove {name}")
-    if model.state != "bundled":
-        record(model.path, entry.url if entry else "")
+            record(model.path, entry.url if entry else "", checked=bool(published))
+    except OSError as error:
+        raise ModelError(f"{model.path}: cannot be read or noted ({error.strerror or error}).") from error
+    if not digest:
+        return f"no hash is published; sha256:{found}"
     return f"{algorithm} as {'published' if published else 'when it came'}"
 
 
@@ -133,10 +157,11 @@ def find(name: str, folder: Path | None = None) -> Held:
     Raises:
         ModelError: no such model.
     """
-    models = {one.name: one for one in held(folder)}
-    if name not in models:
-        raise ModelError(f"{name}: no such model; there are {', '.join(models)}.")
-    return models[name]
+    models = held(folder)
+    found = next((one for one in models if one.name == name), None)
+    if found is None:
+        raise ModelError(f"{name}: no such model; there are {', '.join(one.name for one in models)}.")
+    return found
 
 
 def file_hash(path: Path, algorithm: str) -> str:
@@ -148,11 +173,17 @@ def file_hash(path: Path, algorithm: str) -> str:
     return digest.hexdigest()
 
 
-def record(path: Path, url: str) -> None:
-    """Write beside verified weights what was verified, so that a later change of the file is seen."""
+def record(path: Path, url: str, checked: bool) -> None:
+    """Write beside weights what they are like now, so that a later change is seen.
+
+    Args:
+        path: of the weights. url: where they came from, or "". checked: they were compared with a published hash.
+    """
     status = path.stat()
-    content = {"sha256": file_hash(path, "sha256"), "size": status.st_size, "modified": status.st_mtime_ns, "url": url}
+    content = {"sha256": file_hash(path, "sha256"), "size": status.st_size, "modified": status.st_mtime_ns, "url": url,
+               "checked": checked}
     part = _record_path(path).with_name(_record_path(path).name + ".part")
+    part.unlink(missing_ok=True)
     part.write_text(json.dumps(content))
     os.replace(part, _record_path(path))
 
@@ -163,7 +194,8 @@ def _held(entry: Entry, folder: Path) -> Held:
     if path.is_file():
         status = path.stat()
         kept = _read_record(path)
-        intact = (kept.get("size"), kept.get("modified")) == (status.st_size, status.st_mtime_ns)
+        intact = (kept.get("size"), kept.get("modified"), kept.get("checked")) == (status.st_size, status.st_mtime_ns,
+                                                                                   True)
         return Held(entry.name, path, "bundled" if entry.bundled else "verified" if intact else "not verified",
                     status.st_size)
     return Held(entry.name, path, *(("partly downloaded", part.stat().st_size) if part.is_file()
@@ -177,6 +209,6 @@ def _record_path(path: Path) -> Path:
 def _read_record(path: Path) -> dict:
     try:
         content = json.loads(_record_path(path).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -18,6 +18,7 @@ import torch
 
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
 from SegMoTELib.zoo.catalogue import MODELS_FOLDER
+from SegMoTELib.zoo.store import file_hash
 
 WEIGHTS, CARD = MODELS_FOLDER / "segmote-tiny.safetensors", MODELS_FOLDER / "segmote-tiny.md"
 TEXT = Path(__file__).with_name("segmote-tiny-card.md")
@@ -112,7 +113,17 @@ def weights(model: Path, size: int, validation: Path) -> None:
         copy = released(trained, good, size)
     WEIGHTS.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(copy, WEIGHTS, {**portable(copy.metadata, Path.cwd()), "licence": LICENCE}, half=True)
+    note_in_catalogue()
     click.echo(f"{WEIGHTS}: {WEIGHTS.stat().st_size / 1e6:.1f} MB")
+
+
+def note_in_catalogue() -> None:
+    """Size and hash of the bundled weights, so that a damaged installation is seen."""
+    path = MODELS_FOLDER / "catalogue.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    entry = next(one for one in content["models"] if one["file"] == WEIGHTS.name)
+    entry.update(size=WEIGHTS.stat().st_size, hash=f"sha256:{file_hash(WEIGHTS, 'sha256')}")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @main.command()

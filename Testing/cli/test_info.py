@@ -45,6 +45,11 @@ def test_a_checkpoint_file_shows_its_metadata(tmp_path):
     assert "auto targets: foreground" in text
 
 
+def test_what_a_file_says_does_not_steer_the_terminal(tmp_path):
+    save_checkpoint(build_model(ModelConfig.tiny()), tmp_path / "mine.safetensors", {"licence": "\x1b]0;owned\x07CC0"})
+    assert "  licence:  ]0;owned CC0\n" in run("info", str(tmp_path / "mine.safetensors"))
+
+
 def test_help_and_version_need_no_torch_and_list_the_commands():
     text = run("--help")
     assert all(name in text for name in ("info", "curate", "train", "evaluate", "bench"))

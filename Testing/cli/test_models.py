@@ -48,3 +48,11 @@ def test_a_file_that_is_no_model_is_not_added(segmote, tmp_path):
 def test_a_licence_must_be_accepted_before_anything_is_fetched(segmote):
     with pytest.raises(ModelError, match="--accept-licence"):
         segmote("fetch", "segmote-published")
+
+
+def test_verify_names_every_model_that_is_not_intact(segmote, tmp_path):
+    (tmp_path / "models").mkdir()
+    for name in ("sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth"):
+        (tmp_path / "models" / name).write_bytes(b"cut off")
+    with pytest.raises(ModelError, match="not intact: sam-vit-b, sam-vit-l"):
+        segmote("verify")

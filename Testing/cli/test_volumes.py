@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -135,3 +137,31 @@ def test_the_cache_is_shown_and_cleared(tmp_path):
     assert "1 embeddings, 1.0 of at most" in run("cache", "info", "--folder", tmp_path).output
     assert "1.0 MiB freed" in run("cache", "clear", "--folder", tmp_path).output
     assert "0 embeddings" in run("cache", "info", "--folder", tmp_path).output
+
+
+def test_results_can_be_read_by_scripts(scan, tmp_path):
+    volume, out = scan(), tmp_path / "out.seg.nrrd"
+    box = "--box=-13,-10,8,-39,-38,8"
+    results = {}
+    for name, arguments in {"segment": (box,), "propagate": (box, "--until=-26,-24,6", "--until=-26,-24,10"),
+                            "auto": ("--target", TARGET)}.items():
+        done = run(name, volume, *arguments, "--json", "-o", out)
+        assert done.exit_code == 0, (done.output, done.exception)
+        results[name] = result = json.loads(done.stdout)
+        found = segment_of(out)
+        assert result["output"] == str(out)
+        assert result["voxels"] == found.sum()
+        assert result["millilitres"] == pytest.approx(found.sum() * 2 / 1000, abs=1e-3)
+    assert 0 < results["segment"]["predicted_iou"] <= 1
+    assert set(results["segment"]["seconds"]) >= {"encode", "decode"}
+    assert results["propagate"]["slices"] == [3, 4, 5]  # counted along the stack, from the head down
+    assert results["propagate"]["prompted"][0]["slice"] == 4
+    assert results["propagate"]["ends"]["last"]["because"]
+    assert results["auto"]["slices_searched"] == 8
+    assert any("trained on" in warning for warning in results["auto"]["warnings"])
+
+
+def test_the_cache_tells_scripts_its_size(tmp_path):
+    (tmp_path / ("a" * 40 + SUFFIX)).write_bytes(b"x" * 1000)
+    report = json.loads(run("cache", "info", "--json", "--folder", tmp_path).stdout)
+    assert (report["embeddings"], report["bytes"], report["folder"]) == (1, 1000, str(tmp_path))

@@ -29,8 +29,9 @@ class SliceView:
         self.logic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
         self.logic.SetMRMLScene(slicer.mrmlScene)
         self.logic.SetSliceNode(node)
-        self.composite = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode", node.GetName())
-        self.composite.SetLayoutName(node.GetLayoutName())
+        composite = slicer.vtkMRMLSliceCompositeNode()
+        composite.SetLayoutName(node.GetLayoutName())  # before it is added: other views' logics take one without
+        self.composite = slicer.mrmlScene.AddNode(composite)
         self.logic.SetSliceCompositeNode(self.composite)
         self.window, self.renderer = _window(size)
         node.SetDimensions(*size, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -64,22 +63,3 @@ def test_what_is_installed_works_by_itself(tmp_path):
     ("EXTENSION_DEPENDS", "depends")])
 def test_cmake_and_s4ext_say_the_same(variable, key):
     assert cmake(variable) == s4ext()[key]
-
-
-def test_the_index_entry_agrees():
-    entry = json.loads((ROOT / "SegMoTE.json").read_text(encoding="utf-8"))
-    assert entry["scm_url"] == s4ext()["scmurl"]
-    assert entry["category"] == s4ext()["category"] == "Segmentation"
-    assert entry["build_dependencies"] == [cmake("EXTENSION_DEPENDS")]
-
-
-def test_icon_and_screenshots_exist():
-    for variable in ("EXTENSION_ICONURL", "EXTENSION_SCREENSHOTURLS"):
-        for url in cmake(variable).split():
-            assert (ROOT / url.split("/main/")[1]).is_file(), url
-
-
-def test_requirements_leave_slicers_own_packages_alone():
-    names = {re.split(r"[<>=]", line)[0].lower() for line in
-             (ROOT / "SegMoTE/Resources/requirements.txt").read_text(encoding="utf-8").split()}
-    assert not names & {"numpy", "simpleitk", "scipy", "vtk", "torch"}

@@ -34,7 +34,8 @@ def start_scene() -> Any:
             logic.SetMRMLScene(scene)
         application.SetModuleLogic(name, logic)
     slicer.mrmlScene = scene
-    slicer.app = SimpleNamespace(applicationLogic=lambda: application)
+    slicer.app = SimpleNamespace(applicationLogic=lambda: application, started=[],
+                                 connect=lambda signal, slot: slicer.app.started.append((signal, slot)))
     slicer.modules = SimpleNamespace(**{name.lower(): SimpleNamespace(logic=lambda logic=logic: logic)
                                         for name, logic in logics.items()})
     add_views(scene)

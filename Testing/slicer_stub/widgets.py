@@ -124,6 +124,8 @@ class qMRMLSegmentsTableView(QtWidgets.QWidget):  # noqa: N801
 class ctkCollapsibleButton(QtWidgets.QGroupBox):  # noqa: N801
     """A titled group that can be folded."""
 
+    contentsCollapsed = QtCore.Signal(bool)  # noqa: N815
+
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self._collapsed = False
@@ -138,11 +140,17 @@ class ctkCollapsibleButton(QtWidgets.QGroupBox):  # noqa: N801
         return self._collapsed
 
     def setCollapsed(self, collapsed: bool) -> None:  # noqa: N802
-        self._collapsed = collapsed
+        changed, self._collapsed = collapsed != self._collapsed, collapsed
+        self._fold()
+        if changed:
+            self.contentsCollapsed.emit(collapsed)
 
-    def showEvent(self, event: Any) -> None:  # noqa: N802
+    def _fold(self) -> None:
         for child in self.findChildren(QtWidgets.QWidget):
             child.setVisible(not self._collapsed)
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        self._fold()
         super().showEvent(event)
 
     text = QtCore.Property(str, getText, setText)

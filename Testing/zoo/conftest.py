@@ -35,19 +35,24 @@ class Handler(BaseHTTPRequestHandler):
         wanted = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(wanted[1]) if wanted and fault != "cannot resume" else 0
         self.server.asked.append(start)
-        if fault == "page":
-            content = b"<html>please log in</html>"
+        self.server.paths.append(self.path)
+        if fault in ("page", "page in disguise"):
+            content = b"\n<!DOCTYPE html><html>please log in</html>"
         if fault == "other bytes":
             content = bytes(len(CONTENT))
         if fault == "missing":
             self.send_error(404)
+            return
+        if fault == "proxy wants a password":
+            self.send_error(407)
             return
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Type", "text/html" if fault == "page" else "application/octet-stream")
         length = len(content) - start + {"announces less": -5, "announces more": 5}.get(fault, 0)
-        self.send_header("Content-Length", str(length))
+        if fault != "announces nothing":
+            self.send_header("Content-Length", str(length))
         self.end_headers()
         end = len(content)
         if fault == "always cut" or (fault in ("cut once", "cannot resume") and len(self.server.asked) == 1):
@@ -57,6 +62,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(content[at:min(at + (1 << 16), end)])
                 if fault == "slow":
                     time.sleep(0.02)
+                if fault == "stalls" and at >= CUT:
+                    self.server.stopped.wait(5)
+                    return
         except OSError:
             pass
         self.close_connection = True
@@ -66,11 +74,13 @@ class Handler(BaseHTTPRequestHandler):
 def host(monkeypatch):
     """The server; set ``fault`` before fetching."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.fault, server.asked, server.announced = "", [], ""
+    server.fault, server.asked, server.paths, server.announced = "", [], [], ""
+    server.stopped = threading.Event()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield server
+    server.stopped.set()
     server.shutdown()
     server.server_close()
 

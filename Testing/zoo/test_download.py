@@ -6,12 +6,14 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
+import time
 
 import pytest
+import requests
 
 from SegMoTELib.errors import CancelledError, ModelError
 from SegMoTELib.zoo.download import BLOCK, fetch
-from SegMoTELib.zoo.store import verify
+from SegMoTELib.zoo.store import find, verify
 
 from .conftest import CONTENT, CUT
 
@@ -67,14 +69,93 @@ def test_cancelling_keeps_what_came(host, entry, tmp_path):
 
 
 @pytest.mark.parametrize(("fault", "words"), [
-    ("page", "web page"), ("announces less", "offers 2999995 bytes"), ("announces more", "offers 3000005 bytes"),
-    ("other bytes", "not the published file"), ("missing", "could not be reached or broke off")])
+    ("page", "web page"), ("page in disguise", "offers 4. bytes"),
+    ("announces less", "offers 2999995 bytes"), ("announces more", "offers 3000005 bytes"),
+    ("other bytes", "not the published file"), ("missing", r"broke off \(it answered 404 Not Found\)")])
 def test_what_is_not_the_file_is_refused_and_nothing_is_left(host, entry, tmp_path, fault, words):
     host.fault = fault
     with pytest.raises(ModelError, match=words) as error:
         fetch(entry, folder=tmp_path)
     assert "\n" not in str(error.value)
     assert leftovers(tmp_path) == []
+
+
+def test_a_page_in_disguise_is_refused_where_neither_size_nor_hash_are_known(host, entry, tmp_path):
+    host.fault = "page in disguise"
+    with pytest.raises(ModelError, match="web page"):
+        fetch(dataclasses.replace(entry, hash="", size=None), folder=tmp_path)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_host_that_does_not_say_how_much_comes_is_checked_at_the_end(host, entry, tmp_path):
+    host.fault = "announces nothing"
+    assert fetch(entry, folder=tmp_path).read_bytes() == CONTENT
+
+
+def test_a_host_that_stops_sending_is_given_up_and_what_came_is_kept(host, entry, tmp_path, monkeypatch):
+    monkeypatch.setattr("SegMoTELib.zoo.download.TIMEOUT", (1, 0.2))
+    host.fault = "stalls"
+    with pytest.raises(ModelError, match="broke off"):
+        fetch(entry, folder=tmp_path)
+    host.fault = ""
+    assert fetch(entry, folder=tmp_path).read_bytes() == CONTENT
+    assert host.asked[-1] >= CUT // BLOCK * BLOCK
+
+
+@pytest.mark.parametrize("part", [b"halves of something else", CONTENT + b"too much"], ids=["wrong", "too long"])
+def test_a_part_that_is_not_the_files_beginning_costs_a_second_fetch_at_most(host, entry, tmp_path, part):
+    (tmp_path / ".test.pth.part").write_bytes(part)
+    if len(part) < len(CONTENT):
+        with pytest.raises(ModelError, match="not the published file"):
+            fetch(entry, folder=tmp_path)
+        assert leftovers(tmp_path) == []
+    assert fetch(entry, folder=tmp_path).read_bytes() == CONTENT
+
+
+def test_a_link_in_place_of_the_part_is_not_followed(host, entry, tmp_path):
+    folder, victim = tmp_path / "models", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_bytes(b"precious")
+    for name in (".test.pth.part", ".test.pth.json.part", "test.pth"):
+        (folder / name).symlink_to(victim if name != "test.pth" else tmp_path / "nowhere")
+    assert fetch(entry, folder=folder).read_bytes() == CONTENT
+    assert victim.read_bytes() == b"precious"
+    assert not (folder / "test.pth").is_symlink()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_proxy_of_the_environment_is_used(host, entry, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{host.server_port}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{host.server_port}")
+    far = dataclasses.replace(entry, url="http://weights.invalid/test.pth")
+    assert fetch(far, folder=tmp_path).read_bytes() == CONTENT
+    assert host.paths == ["http://weights.invalid/test.pth"]
+    host.fault = "proxy wants a password"
+    with pytest.raises(ModelError, match=r"proxy.*place it at"):
+        fetch(far, folder=tmp_path / "again")
+
+
+def test_a_redirect_to_an_address_that_is_not_encrypted_is_refused(host, entry, tmp_path, monkeypatch):
+    real = requests.get
+    monkeypatch.setattr(requests, "get", lambda _, **options: real(entry.url, **options))
+    with pytest.raises(ModelError, match="not encrypted"):
+        fetch(dataclasses.replace(entry, url="https://weights.invalid/test.pth"), folder=tmp_path)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_folder_that_cannot_hold_models_is_named(host, entry, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "models"):
+        with pytest.raises(ModelError, match="SEGMOTE_MODEL_DIR"):
+            fetch(entry, folder=folder)
+    assert host.asked == []
+
+
+def test_a_bundled_model_that_is_missing_is_not_searched_on_the_network(host, entry, monkeypatch, tmp_path):
+    monkeypatch.setattr("SegMoTELib.zoo.store.MODELS_FOLDER", tmp_path)
+    with pytest.raises(ModelError, match="install SegMoTE again"):
+        fetch(dataclasses.replace(entry, url=""), folder=tmp_path)
+    assert host.asked == []
 
 
 def test_a_host_out_of_reach_names_the_file_to_place_by_hand(entry, tmp_path):
@@ -98,30 +179,56 @@ def test_a_licence_that_is_not_permissive_must_be_accepted(host, entry, tmp_path
     assert fetch(strict, accept_licence=True, folder=tmp_path).is_file()
 
 
-def test_without_a_published_hash_the_hosts_own_is_taken(host, entry, tmp_path):
+def test_without_a_published_hash_the_hosts_own_is_taken(host, entry, tmp_path, monkeypatch):
     unknown = dataclasses.replace(entry, hash="", size=None)
     host.announced = hashlib.sha256(b"something else").hexdigest()
     with pytest.raises(ModelError, match="not the published file"):
         fetch(unknown, folder=tmp_path)
     host.announced = hashlib.sha256(CONTENT).hexdigest()
     assert fetch(unknown, folder=tmp_path).read_bytes() == CONTENT
+    monkeypatch.setattr("SegMoTELib.zoo.store.catalogue", lambda: {unknown.name: unknown})
+    assert find(unknown.name, tmp_path).state == "verified"
 
 
-def test_without_any_hash_halves_are_not_joined(host, entry, tmp_path):
+def test_without_any_hash_halves_are_not_joined_and_nothing_is_called_verified(host, entry, tmp_path, monkeypatch):
     (tmp_path / ".test.pth.part").write_bytes(b"half of another version")
-    assert fetch(dataclasses.replace(entry, hash="", size=None), folder=tmp_path).read_bytes() == CONTENT
+    unknown = dataclasses.replace(entry, hash="", size=None)
+    assert fetch(unknown, folder=tmp_path).read_bytes() == CONTENT
     assert host.asked == [0]
+    monkeypatch.setattr("SegMoTELib.zoo.store.catalogue", lambda: {unknown.name: unknown})
+    assert find(unknown.name, tmp_path).state == "not verified"
+
+
+FETCH = "import sys, pathlib; from SegMoTELib.zoo.catalogue import Entry; from SegMoTELib.zoo.download import fetch"
+
+
+def fetching(entry, folder):
+    """Another process that fetches."""
+    code = f"{FETCH}; fetch(Entry(**{dataclasses.asdict(entry)!r}), folder=pathlib.Path(sys.argv[1]))"
+    return subprocess.Popen([sys.executable, "-c", code, str(folder)])
 
 
 def test_two_processes_fetch_once(host, entry, tmp_path):
     host.fault = "slow"
-    code = ("import sys, pathlib\nfrom SegMoTELib.zoo.catalogue import Entry\n"
-            "from SegMoTELib.zoo.download import fetch\n"
-            f"fetch(Entry(**{dataclasses.asdict(entry)!r}), folder=pathlib.Path(sys.argv[1]))")
-    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
+    both = [fetching(entry, tmp_path) for _ in range(2)]
     assert [one.wait(60) for one in both] == [0, 0]
     assert host.asked == [0]
     assert (tmp_path / "test.pth").read_bytes() == CONTENT
+
+
+def test_a_killed_process_leaves_its_part_for_the_next(host, entry, tmp_path):
+    host.fault = "slow"
+    process = fetching(entry, tmp_path)
+    part = tmp_path / ".test.pth.part"
+    for _ in range(1000):
+        if part.exists() and part.stat().st_size > 200_000:
+            break
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    host.fault = ""
+    assert fetch(entry, folder=tmp_path).read_bytes() == CONTENT
+    assert host.asked[-1] >= 200_000
 
 
 def test_a_file_that_changed_afterwards_is_seen(host, entry, tmp_path, monkeypatch):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 
 from SegMoTELib.errors import CheckpointError, ModelError
 from SegMoTELib.zoo import BUNDLED, resolve_model
-from SegMoTELib.zoo.catalogue import catalogue, find_entry
+from SegMoTELib.zoo.catalogue import MODELS_FOLDER, catalogue, find_entry, read_catalogue
 from SegMoTELib.zoo.store import add, find, held, remove, verify
 
 
@@ -26,8 +29,13 @@ def test_every_entry_says_where_it_comes_from_and_under_which_licence():
         assert entry.bundled or entry.url.startswith("https://")
         assert entry.licence
         assert entry.licence_url.startswith("https://")
-        assert entry.hash or entry.bundled or "could not be confirmed" in entry.remark
-        assert "/" not in entry.file
+        assert entry.hash or "could not be confirmed" in entry.remark
+
+
+def test_the_bundled_weights_are_those_of_the_catalogue():
+    """After new weights: Testing/benchmarks/release.py notes their size and hash."""
+    assert verify("segmote-tiny") == "sha256 as published"
+    assert find("segmote-tiny").size == find_entry("segmote-tiny").size
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
@@ -84,3 +92,109 @@ def test_what_is_not_there_cannot_be_removed_and_the_bundled_model_stays():
         remove("sam-vit-b")
     with pytest.raises(ModelError, match="stays"):
         remove("segmote-tiny")
+
+
+def test_what_is_not_there_cannot_be_verified():
+    with pytest.raises(ModelError, match="segmote models fetch sam-vit-b"):
+        verify("sam-vit-b")
+
+
+def test_files_placed_by_hand_under_a_taken_name_keep_their_ending(folder):
+    folder.mkdir()
+    for name in ("liver.pth", "liver.safetensors", "segmote-tiny.pth"):
+        (folder / name).write_bytes(b"weights")
+    names = [one.name for one in held() if one.state == "yours"]
+    assert names == ["liver", "liver.safetensors", "segmote-tiny.pth"]
+    assert resolve_model("segmote-tiny").parent != folder
+    assert remove("liver.safetensors") == 7
+    assert (folder / "liver.pth").is_file()
+
+
+def test_a_folder_or_a_broken_link_named_like_weights_is_no_model(folder):
+    (folder / "odd.pth").mkdir(parents=True)
+    (folder / "gone.pth").symlink_to(folder / "nowhere")
+    assert all(one.state != "yours" for one in held())
+
+
+def test_weights_may_be_links_and_only_the_link_is_removed(folder, tmp_path):
+    folder.mkdir()
+    (tmp_path / "big.pth").write_bytes(b"weights")
+    (folder / "mine.pth").symlink_to(tmp_path / "big.pth")
+    assert resolve_model("mine") == folder / "mine.pth"
+    remove("mine")
+    assert (tmp_path / "big.pth").read_bytes() == b"weights"
+
+
+def test_a_model_whose_hash_nobody_publishes_is_never_called_verified(folder):
+    folder.mkdir()
+    (folder / "segmote.pth").write_bytes(b"from somewhere")
+    assert verify("segmote-published").startswith("no hash is published; sha256:")
+    assert state("segmote-published") == "not verified"
+    assert verify("segmote-published") == "sha256 as when it came"
+    assert state("segmote-published") == "not verified"
+
+
+@pytest.mark.parametrize("wrong", ["is a file", "below a file", "nobody's home"])
+def test_a_folder_of_models_that_cannot_be_one_is_named(tmp_path, monkeypatch, wrong):
+    (tmp_path / "taken").write_text("a file")
+    chosen = {"is a file": tmp_path / "taken", "below a file": tmp_path / "taken" / "models",
+              "nobody's home": "~no-such-user-here/models"}[wrong]
+    monkeypatch.setenv("SEGMOTE_MODEL_DIR", str(chosen))
+    weights = tmp_path / "mine.pth"
+    weights.write_bytes(b"weights")
+    with pytest.raises(ModelError, match=r"taken|no-such-user-here"):
+        add(weights)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_that_cannot_be_written_is_named(folder, tmp_path):
+    folder.mkdir(mode=0o500)
+    weights = tmp_path / "mine.pth"
+    weights.write_bytes(b"weights")
+    with pytest.raises(ModelError, match=r"cannot be copied to .*models"):
+        add(weights)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "sam-vit-b/../x", "~nobody-here/x", "x" * 5000,
+                                  "nul\0byte", "."])
+def test_a_name_that_leads_out_of_the_folder_finds_no_model(name):
+    for function in (find, remove, verify, find_entry):
+        with pytest.raises(ModelError):
+            function(name)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/x.pth", "~nobody-here/x", "x" * 5000, "nul\0byte", "."])
+def test_a_path_that_is_no_weights_file_is_refused(name):
+    with pytest.raises(CheckpointError):
+        resolve_model(name)
+
+
+ENTRY = json.loads((MODELS_FOLDER / "catalogue.json").read_text(encoding="utf-8"))["models"][3]
+
+
+@pytest.mark.parametrize("change", [
+    {"file": "../../x.pth"}, {"file": "/tmp/x.pth"}, {"file": "a\\b.pth"}, {"file": ".hidden.pth"}, {"file": "x.sh"},
+    {"file": "a/b.pth"}, {"file": ""}, {"file": "x\0.pth"}, {"name": "../x"}, {"name": ""}, {"name": "a b"},
+    {"hash": "sha256:short"}, {"hash": "none"}, {"hash": None}, {"size": -1}, {"size": "12"}, {"size": True},
+    {"url": "http://example.org/x.pth"}, {"url": "file:///etc/passwd"}, {"licence_url": "javascript:alert(1)"},
+    {"permissive": "yes"}, {"title": ["x"]}, {"unknown": 1}, {"licence": None}])
+def test_a_hostile_catalogue_is_refused_whole(tmp_path, change):
+    path = tmp_path / "catalogue.json"
+    path.write_text(json.dumps({"models": [{**ENTRY, **change}]}))
+    with pytest.raises(ModelError):
+        read_catalogue(path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{\"models\": 3}", "{\"models\": [3]}", "[" * 200_000,
+                                  json.dumps({"models": [ENTRY, ENTRY]})])
+def test_a_damaged_catalogue_is_named(tmp_path, text):
+    path = tmp_path / "catalogue.json"
+    path.write_text(text)
+    with pytest.raises(ModelError, match=r"catalogue\.json"):
+        read_catalogue(path)
+
+
+def test_a_sound_catalogue_is_read(tmp_path):
+    path = tmp_path / "catalogue.json"
+    path.write_text(json.dumps({"models": [ENTRY]}))
+    assert list(read_catalogue(path)) == [ENTRY["name"]]

@@ -30,7 +30,7 @@ def read_description(folder: Path) -> dict:
         return {}
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON ({error}).") from error
     if not isinstance(description, dict):
         raise DataError(f"{path}: expected a JSON object.")

@@ -46,11 +46,19 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
         for pair in description.get(key) or []:
             if not isinstance(pair, dict) or not all(isinstance(pair.get(part), str) for part in ("image", "label")):
                 raise DataError(f"{folder / DESCRIPTION}: each entry of {key!r} needs 'image' and 'label'.")
-            image_path, label_path = folder / pair["image"], folder / pair["label"]
+            image_path, label_path = (_inside(folder, pair[part]) for part in ("image", "label"))
             references.append(Reference(label_path, partial(_read, image_path, label_path, labels, modality, split,
                                                             ct_window)))
     return [SourceSet(code=safe_name(folder.name), modality=modality, labels=labels,
                       info=carried_info(description, folder), references=references)]
+
+
+def _inside(folder: Path, name: object) -> Path:
+    """A file that a description names, which must lie in the data set's folder."""
+    path = Path(str(name))
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{folder / DESCRIPTION}: {name!r} does not lie in the data set's folder.")
+    return folder / path
 
 
 def _read(image_path: Path, label_path: Path, labels: dict[int, str], modality: str, split: str | None,
@@ -85,7 +93,10 @@ def read_sparse_masks(path: Path) -> np.ndarray:
     if not path.exists():
         raise DataError(f"{path}: file not found.")
     try:
-        values = sparse.load_npz(path).toarray().reshape(count, height, width)
+        stored = sparse.load_npz(path)  # numpy reads no objects here, so runs no pickle
+        if np.prod(stored.shape, dtype=object) != count * height * width:  # before it takes the memory it asks for
+            raise ValueError(f"it holds {stored.shape}")
+        values = stored.toarray().reshape(count, height, width)
     except Exception as error:  # zip, numpy and scipy each raise their own on a damaged file
         raise DataError(f"{path}: not a sparse label matrix of shape {shape} ({error}).") from error
     if not np.isin(values, (0, 1)).all():

@@ -60,7 +60,7 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
                   for path in sorted((folder / "images").rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES
                   and path.relative_to(folder / "images").with_suffix("").as_posix() not in places]
     info = {key: value for key, value in pack.info.items() if key not in RECOMPUTED}
-    return [SourceSet(code=pack.code, modality=modality_name(pack.modality), labels=pack.labels,
+    return [SourceSet(code=safe_name(folder.resolve().name), modality=modality_name(pack.modality), labels=pack.labels,
                       info={"name": pack.code, "licence": "not stated"} | info, references=references,
                       bad_files=bad_files)]
 
