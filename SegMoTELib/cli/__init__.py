@@ -88,6 +88,8 @@ def explain(error: Exception) -> str:
     words = " ".join(str(error).split())[:300]
     if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words:
         return "there is not enough memory; close other programs, or take a smaller model or a part of the volume."
+    if type(error).__name__ == "BrokenProcessPool":
+        return "a worker process was ended from outside; if it took too much memory, try fewer --workers."
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("SegMoTELib"):
         return f"the package {error.name} is missing; get it with: {how_to_get(error.name.partition('.')[0])}"
     if isinstance(error, OSError) and error.strerror:

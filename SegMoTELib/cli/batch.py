@@ -141,13 +141,18 @@ def _predictor(model: str, device: str, keep_embeddings: bool):
     return load_predictor(model, device, keep_embeddings)
 
 
+def _end_quietly() -> None:
+    """Ctrl+C reaches every process: without this, each would print a traceback."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def _executor(workers: int, cluster: str | None) -> Iterator[Executor]:
     """Processes here, or a Dask cluster; what has not begun is dropped when an error or Ctrl+C ends it."""
     if cluster is None:
-        # Ctrl+C reaches every process: without this, each would print a traceback.
         executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"),
-                                       initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
+                                       initializer=_end_quietly)
         try:
             yield executor
         finally:
