@@ -38,7 +38,9 @@ class ModelPanel:
         box = self.ui.modelComboBox
         shown = shown or self.logic.modelName
         box.clear()
-        models = self.logic.models()
+        models, problem = self.listedModels()
+        if problem:
+            self.showStatus(problem, True)
         for model in models:
             box.addItem(f"{model.name} ({self.stateInWords(model)})", model.name)
         if not models:
@@ -50,6 +52,15 @@ class ModelPanel:
         self.ui.deviceComboBox.setCurrentIndex(DEVICES.index(self.logic.choice.device.split(":")[0]))
         self.ui.precisionComboBox.setCurrentIndex(PRECISIONS.index(self.logic.choice.precision))
         self.showModel()
+
+    def listedModels(self):
+        """The models, and why their folder cannot be read or ""; the bundled one works without it."""
+        try:
+            return self.logic.models(), ""
+        except Exception as error:
+            if not self.logic.isExpected(error):
+                raise
+            return [], str(error)
 
     def stateInWords(self, model):
         entry = self.logic.entry(model.name)
@@ -127,7 +138,7 @@ class ModelPanel:
 
     def held(self, name):
         """State of a model of the list, "" for a file."""
-        return next((model.state for model in self.logic.models() if model.name == name), "")
+        return next((model.state for model in self.listedModels()[0] if model.name == name), "")
 
     def isMissing(self, name):
         """Whether a model of the list has to be downloaded first."""

@@ -455,6 +455,22 @@ def test_a_model_that_is_looked_at_stays_in_view_while_another_is_loaded_by_a_cl
     assert panel.logic.modelName == "segmote-tiny"
 
 
+def test_a_folder_of_models_that_cannot_be_read_is_explained_and_the_bundled_model_works(panel, image, monkeypatch):
+    def unreadable():
+        raise ModelError("/models: cannot be read (Permission denied).")
+
+    monkeypatch.setattr("SegMoTELib.zoo.store.held", unreadable)
+    panel.fillModels()
+    assert panel.ui.statusLabel.text == "⚠ /models: cannot be read (Permission denied)."
+    box = panel.ui.modelComboBox.real
+    assert [box.itemText(i) for i in range(box.count())] == ["segmote-tiny (bundled)", "A file of mine..."]
+    panel.ui.volumeSelector.setCurrentNode(image)
+    panel.ui.addPointButton.click()
+    click(panel)
+    finish(panel)
+    assert mask(panel).any()
+
+
 def test_a_licence_is_linked_and_nothing_in_its_text_is_taken_for_markup(panel, another):
     choose(panel, "medsam-vit-b")
     assert '<a href="https://zenodo.org/records/10689643">' in panel.ui.licenceLabel.text
