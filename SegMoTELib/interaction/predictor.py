@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +33,8 @@ class EncodedImage:
 
     Attributes:
         pixels: (H, W, 3) uint8. transform: its geometry in the network's input. embedding: of the whole image.
-        views: parts of the image that were looked at closer, with their geometry and embedding; the latest ones.
+        views: parts of the image that were looked at closer, with their geometry and embedding; the latest ones, and
+            only without a cache, whose budget they would escape.
     """
 
     pixels: np.ndarray
@@ -51,6 +53,7 @@ class Predictor:
     Attributes:
         last: the latest :class:`MaskPrediction`, for the expert view.
         focus: look again at small objects through a crop; by default where the network's input is small.
+        turn: there is one current image; threads hold this lock from ``set_encoded`` to their answer.
     """
 
     def __init__(self, model: SegMoTE, device: str | None = None, precision: str = "auto",
@@ -59,6 +62,7 @@ class Predictor:
         self.dtype = choose_precision(self.device, precision)
         self.model = _placed(model, self.device, self.dtype).eval()
         self.cache = cache
+        self.turn = threading.Lock()
         self._fingerprint = ""
         self._ready: OrderedDict[int, tuple[ImageEmbedding, ImageEmbedding]] = OrderedDict()
         self.last: MaskPrediction | None = None
@@ -322,7 +326,7 @@ class Predictor:
         return self._look_at_parts(encoded, view, prompts, settings, found)
 
     def _look_closer(self, encoded: EncodedImage, view: View, prompts: Prompts, settings: dict) -> tuple:
-        """Decode on a crop; its embedding is kept for the next click."""
+        """Decode on a crop."""
         transform, embedding = self._embedding_of(encoded, view)
         inside = replace(prompts)
         if prompts.mask is not None:
@@ -357,12 +361,16 @@ class Predictor:
         return masks, iou, encoded.transform.apply_logits(torch.from_numpy(masks)).numpy()
 
     def _embedding_of(self, encoded: EncodedImage, view: View) -> tuple[ViewTransform, ImageEmbedding]:
-        if view not in encoded.views:
-            transform = ViewTransform(self.model.config, view, *encoded.pixels.shape[:2])
+        """Geometry and embedding of a closer look; the cache keeps the embedding, or the image where there is none."""
+        if view in encoded.views:
+            return encoded.views[view]
+        transform = ViewTransform(self.model.config, view, *encoded.pixels.shape[:2])
+        found = transform, self._embed([encoded.pixels], [transform])[0]
+        if self.cache is None:
             while len(encoded.views) >= VIEWS_KEPT:
                 encoded.views.pop(next(iter(encoded.views)))
-            encoded.views[view] = transform, self._embed([encoded.pixels], [transform])[0]
-        return encoded.views[view]
+            encoded.views[view] = found
+        return found
 
     def _decode(self, embedding: ImageEmbedding, transform: SquareTransform | ViewTransform, prompts: Prompts,
                 settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -56,7 +56,6 @@ class Session:
         self._at_hand: OrderedDict[tuple, EncodedImage] = OrderedDict()
         self._encoded_before: dict[tuple, str] = {}  # plane -> the cache's key
         self._lock = threading.Lock()  # of the two above
-        self._answering = threading.Lock()  # the predictor has one current image
 
     def is_encoded(self, plane: SlicePlane) -> bool:
         """True where the next prompt on this plane finds its embedding ready."""
@@ -112,7 +111,7 @@ class Session:
         from SegMoTELib.interaction.everything import find_everything
 
         encoded = self._encoded(plane, {})
-        with self._answering:
+        with self.predictor.turn:
             return find_everything(self.predictor, encoded)
 
     def refine(self, plane: SlicePlane, mask: np.ndarray) -> tuple[np.ndarray, float]:
@@ -136,7 +135,7 @@ class Session:
         """The predictor with this plane as its current image."""
         encoded = self._encoded(plane, seconds)
         started = time.perf_counter()
-        with self._answering:
+        with self.predictor.turn:
             self.predictor.set_encoded(encoded)
             yield
         seconds["decode"] = time.perf_counter() - started
