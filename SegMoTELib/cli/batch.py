@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ RESULT = ".seg.nrrd"
 @click.command(short_help="Auto for every volume of a folder; resumes where it stopped.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--auto", "target", required=True, metavar="TARGET", help="What to find.")
-@click.option("--plane", "orientation", type=click.Choice(PLANES), help="Default: the one with the finest pixels.")
+@click.option("--plane", "orientation", type=click.Choice(PLANES), help="Default: the target's own, or the one with the finest pixels.")
 @common_options
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1),
               help="Processes; with several GPUs, each takes the next one.")
@@ -40,14 +41,19 @@ def command(folder: Path, target: str, orientation: str | None, intensity: str, 
     cases = find_cases(folder, output)
     if not cases:
         raise SegMoTEError(f"{folder}: no volumes here ({', '.join(ENDINGS)}, or folders of DICOM files).")
-    output.mkdir(parents=True, exist_ok=True)
+    _check_target(model, target)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegMoTEError(f"{output}: cannot be made ({error.strerror}); choose another folder with -o.") from None
     todo = {name: path for name, path in cases.items() if not (output / (name + RESULT)).exists()}
     if len(todo) < len(cases):
         click.echo(f"{len(cases) - len(todo)} of {len(cases)} are done already.")
     failed = {}
+    threads = 0 if workers == 1 or cluster else max(1, (os.cpu_count() or 1) // workers)
     with _executor(workers, cluster) as executor:
         running = {executor.submit(run_case, str(path.absolute()), target, orientation, intensity, model, device,
-                                   keep_embeddings, str(output / (name + RESULT))): name
+                                   keep_embeddings, str(output / (name + RESULT)), threads): name
                    for name, path in todo.items()}
         for future in tqdm(as_completed(running), total=len(running), desc=target, unit="volume", disable=None):
             try:
@@ -78,12 +84,20 @@ def find_cases(folder: Path, output: Path) -> dict[str, Path]:
 
 
 def run_case(path: str, target: str, orientation: str | None, intensity: str, model: str, device: str,
-             keep_embeddings: bool, output: str) -> str:
-    """One volume, in whatever process; returns what to tell."""
+             keep_embeddings: bool, output: str, threads: int = 0) -> str:
+    """One volume, in whatever process; returns what to tell.
+
+    Args:
+        threads: to compute with, 0 for all: processes of one machine must not each take all of its cores.
+    """
+    import torch
+
     from SegMoTELib.cli.auto import auto_file
 
+    if threads:
+        torch.set_num_threads(threads)
     return auto_file(Path(path), target, orientation, intensity, _predictor(model, device, keep_embeddings),
-                     Path(output), None)
+                     Path(output))
 
 
 @lru_cache(maxsize=1)
@@ -95,6 +109,14 @@ def _predictor(model: str, device: str, keep_embeddings: bool):
     if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
         torch.cuda.set_device(number % torch.cuda.device_count())
     return load_predictor(model, device, keep_embeddings)
+
+
+def _check_target(model: str, target: str) -> None:
+    """Say at once, not once for every volume, that the model is not here or does not offer the target."""
+    from SegMoTELib.interaction.targets import check_target
+    from SegMoTELib.zoo import read_card, resolve_model
+
+    check_target(target, [name for name, _modality in read_card(resolve_model(model)).targets])
 
 
 def _executor(workers: int, cluster: str | None) -> Executor:

@@ -16,6 +16,7 @@ BAND = 8  # pixels around the object whose values are "outside"
 SURE = 6.0  # slice thicknesses, or pixels, from the outline beyond which the previous mask decides alone
 MODEL_WEIGHT, TISSUE_WEIGHT = 0.25, 0.25
 BINS = 64
+TELLING = 0.3  # mean log ratio inside an object from which its grey values are its own
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Tissue:
 
     ratio: np.ndarray
     inside: float
+
+    @property
+    def tells(self) -> bool:
+        """Whether grey values tell the object from what is around it."""
+        return self.inside > TELLING
 
     @classmethod
     def around(cls, mask: np.ndarray, image: np.ndarray) -> Tissue:
@@ -145,7 +151,7 @@ def carry(session: Session, stack: PlaneStack, mask: Crop, here: int, there: int
     model = logits[window] > 0
     evidence = Evidence(
         iou, float(2 * np.count_nonzero(model & found) / max(1, np.count_nonzero(model) + np.count_nonzero(found))),
-        float(likelihood[found].mean() / tissue.inside) if found.any() and tissue.inside > 0.3 else 1.0,
+        float(likelihood[found].mean() / tissue.inside) if found.any() and tissue.tells else 1.0,
         np.count_nonzero(found) / max(1, mask.area))
     return score.astype(np.float32), window, evidence
 

@@ -12,12 +12,13 @@ import numpy as np
 from SegMoTELib.errors import PromptError
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.stacks import PlaneStack
-from SegMoTELib.interaction.auto import AutoResult, modality_note, segment_slices
+from SegMoTELib.interaction.auto import AutoResult, segment_slices
 from SegMoTELib.interaction.carrying import Crop
 from SegMoTELib.interaction.everything import Candidate
 from SegMoTELib.interaction.jobs import Job
 from SegMoTELib.interaction.propagation import Propagated, propagate
 from SegMoTELib.interaction.session import Session
+from SegMoTELib.interaction.targets import modality_note
 from SegMoTELib.mrml.preview import Preview
 from SegMoTELib.mrml.segmenter import PREFETCH, SceneSegmenter
 from SegMoTELib.mrml.segments import SegmentWriter
@@ -88,12 +89,13 @@ class VolumeRuns:
         """
         SegmentWriter.check(target.segmentation, target.segment_id)
         prompted = self.segmenter.prompted_masks(target, stack)
-        if not prompted:
+        held = [index for index, mask in prompted.items() if mask.any()]
+        if not held:
             raise PromptError("Nothing to propagate in this view's direction: segment the object on one of its slices "
                               "with a point or a box first.")
         if direction:
-            first, last = (first, max(prompted)) if direction < 0 else (min(prompted), last)
-        if not first <= min(prompted) <= max(prompted) <= last:
+            first, last = (first, max(held)) if direction < 0 else (min(held), last)
+        if not first <= min(held) <= max(held) <= last:
             raise PromptError("The range must hold the prompted slices; make it larger.")
         session = self.segmenter.session(target.volume)
         known, changed = self._what_changed(target, session, stack, (first, last), prompted)
