@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @click.command(short_help="Find a target in a whole volume, without prompts.")
 @click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
 @click.option("--target", required=True, help="What to find (segmote info NAME lists a model's targets).")
-@click.option("--plane", "orientation", type=click.Choice(PLANES), help="Default: the target's own, or the one with the finest pixels.")
+@click.option("--plane", "orientation", type=click.Choice(PLANES),
+              help="Default: the target's own, or the one with the finest pixels.")
 @common_options
 @series_option
 @output_option
@@ -57,6 +58,7 @@ def auto_file(volume_path: Path, target: str, orientation: str | None, intensity
     write_segmentation(output, session.volume, [NamedMask(target, known.color, mask, known.terminology)])
     note = modality_note(session.volume, target, predictor.auto_targets)
     if not found.masks:
-        return f"{output}: {target}: nothing found on {found.slices} {orientation} slices; the segment is empty. {note}".rstrip()
+        return (f"{output}: {target}: nothing found on {found.slices} {orientation} slices; the segment is empty. "
+                f"{note}").rstrip()
     return (f"{output}: {target} on {len(found.masks)} of {found.slices} {orientation} slices, "
             f"{millilitres(mask, session.volume):.1f} ml, {found.removed} small pieces left out. {note}").rstrip()

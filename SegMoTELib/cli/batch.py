@@ -20,7 +20,8 @@ RESULT = ".seg.nrrd"
 @click.command(short_help="Auto for every volume of a folder; resumes where it stopped.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--auto", "target", required=True, metavar="TARGET", help="What to find.")
-@click.option("--plane", "orientation", type=click.Choice(PLANES), help="Default: the target's own, or the one with the finest pixels.")
+@click.option("--plane", "orientation", type=click.Choice(PLANES),
+              help="Default: the target's own, or the one with the finest pixels.")
 @common_options
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1),
               help="Processes; with several GPUs, each takes the next one.")

@@ -94,13 +94,19 @@ class Demo:
             self.logic.showPromptsOf(target, lambda: None)
             self.picture(segment, matrix, name)
         self.propagate(segments["axial"])
-        target_name = self.logic.targets()[0][0]
-        print(f"Auto, {target_name}, through the volume:")
-        started = time.perf_counter()
-        segment = self.logic.autoSegment(self.node, self.segmentation, target_name, wholeVolume=True)
-        print(f"  {time.perf_counter() - started:.1f} s")
-        self.pictures_of(segment, "auto")
+        self.auto()
         self.save()
+
+    def auto(self) -> None:
+        """The first target that the model offers, through the volume, with what its result is worth here."""
+        name, modality = self.logic.targets()[0]
+        offered = ", ".join(f"{one} ({kind})" for one, kind in self.logic.targets())
+        print(f"Auto: the model finds {offered}, and nothing else. {name}, through the volume:")
+        started = time.perf_counter()
+        segment = self.logic.autoSegment(self.node, self.segmentation, name, wholeVolume=True)
+        print(f"  {time.perf_counter() - started:.1f} s. Only on {modality} images does its result mean anything; elsewhere "
+              "this shows how Auto runs.")
+        self.pictures_of(segment, "auto", f"Auto: {name}. Trained on {modality}:\nelsewhere its result means nothing.")
 
     def propagate(self, segment: str) -> None:
         """From the axial slice through the volume; then a box on the worst slice, and once more."""
@@ -124,14 +130,14 @@ class Demo:
                                         worst.to_ras(np.array([[x0, y0], [x1, y1]])))
         self.pictures_of(segment, "corrected")
 
-    def picture(self, segment: str, matrix: np.ndarray, name: str) -> None:
+    def picture(self, segment: str, matrix: np.ndarray, name: str, caption: str = "") -> None:
         """A slice view with this segment alone."""
         for other in self.segmentation.GetSegmentation().GetSegmentIDs():
             self.segmentation.GetDisplayNode().SetSegmentVisibility(other, other == segment)
         self.red.show(self.node, matrix)
-        self.red.save(self.folder / f"{name}.png")
+        self.red.save(self.folder / f"{name}.png", caption)
 
-    def pictures_of(self, segment: str, name: str) -> None:
+    def pictures_of(self, segment: str, name: str, caption: str = "") -> None:
         """The segment on slices through its middle, all three planes, and its surface."""
         found = self.found(segment)
         if not found.any():
@@ -140,10 +146,10 @@ class Demo:
         for orientation in ("axial", "sagittal", "coronal"):
             matrix = view_along(self.node, orientation)
             matrix[:3, 3] = center
-            self.picture(segment, matrix, f"{name}-{orientation}")
+            self.picture(segment, matrix, f"{name}-{orientation}", caption)
         self.segmentation.RemoveClosedSurfaceRepresentation()
         self.segmentation.CreateClosedSurfaceRepresentation()
-        ThreeDView().save(self.folder / f"{name}-3d.png")
+        ThreeDView().save(self.folder / f"{name}-3d.png", caption)
 
     def prompt(self, name: str, matrix: np.ndarray, segment: str) -> None:
         """A box around the structure, then clicks where the mask is wrong."""

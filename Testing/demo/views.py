@@ -54,8 +54,9 @@ class SliceView:
         field = margin * np.diff(np.array(bounds).reshape(3, 2), axis=1).max()
         self.node.SetFieldOfView(field, field * self.size[1] / self.size[0], 1)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, caption: str = "") -> None:
         """Write what the view shows as PNG."""
+        _caption(self.renderer, caption)
         self.logic.UpdatePipeline()
         connection = self.logic.GetImageDataConnection()
         if connection is not None:
@@ -78,8 +79,9 @@ class ThreeDView:
         self.renderer.SetBackground(0.75, 0.77, 0.91)
         self.group = _group(slicer.vtkMRMLThreeDViewDisplayableManagerFactory, VIEW_MANAGERS, self.renderer, self.node)
 
-    def save(self, path: Path, direction: tuple[float, float, float] = (-0.6, 1.0, 0.35)) -> None:
+    def save(self, path: Path, caption: str = "", direction: tuple[float, float, float] = (-0.6, 1.0, 0.35)) -> None:
         """Write the scene seen from a direction (R, A, S) as PNG."""
+        _caption(self.renderer, caption)
         self.window.Render()
         camera = self.renderer.GetActiveCamera()
         camera.SetFocalPoint(0, 0, 0)
@@ -90,6 +92,27 @@ class ThreeDView:
         self.renderer.ResetCameraClippingRange()
         self.window.Render()
         _save(self.window, path)
+
+
+def _caption(renderer: Any, text: str) -> None:
+    """Lines of text in the lower left corner, in place of earlier ones."""
+    actor = next((one for one in _actors(renderer) if one.IsA("vtkTextActor")), None)
+    if actor is None:
+        actor = vtk.vtkTextActor()
+        actor.SetPosition(12, 10)
+        actor.SetLayerNumber(2)
+        style = actor.GetTextProperty()
+        style.SetFontSize(17)
+        style.SetColor(1, 1, 0.6)
+        style.SetBackgroundColor(0, 0, 0)
+        style.SetBackgroundOpacity(0.6)
+        renderer.AddActor2D(actor)
+    actor.SetInput(text)
+
+
+def _actors(renderer: Any) -> list[Any]:
+    actors = renderer.GetActors2D()
+    return [actors.GetItemAsObject(index) for index in range(actors.GetNumberOfItems())]
 
 
 def _window(size: tuple[int, int]) -> tuple[Any, Any]:
