@@ -17,11 +17,12 @@ AGREES = 0.98  # Dice with what a slice held before from which a correction no l
 # What ends a propagation. On the volumes of the benchmark grey values tell best where an object ends.
 SMALLEST = 4  # pixels
 MOST_GROWTH = 1.8  # in area, from one slice to the next
-LEAST_LIKENESS = 0.25
+LEAST_LIKENESS, LEAST_SEPARATION = 0.25, 0.5
 LEAST_AGREEMENT, LEAST_IOU = 0.1, 0.5
-# Where grey values tell nothing, an object is believed to reach no further beyond a prompted slice than 1.5 of its
-# radii, or than the next prompted slice is away.
+# An object is expected to reach no further beyond a prompted slice than 1.5 of its radii, or than the next prompted
+# slice is away. Beyond that it must look more and more like itself; where grey values tell nothing, it ends there.
 RADII = 1.5
+LIKENESS_BEYOND, MOST_LIKENESS = 0.5, 0.6  # how much more with each such reach, and at most
 DOUBTFUL = 0.7  # confidence below which the user is asked to look
 
 Watcher = Callable[[float, int, Crop], bool]
@@ -125,8 +126,9 @@ class _Propagation:
         for index in range(seed + sign, limit + sign, sign):
             score, window, evidence = carry(self.session, self.stack, mask, index - sign, index, self.tissue[seed])
             new = self._crop(score > 0, window)
-            reason = why_it_ends(evidence, new.area)
-            if not reason and not self.tissue[seed].tells and abs(index - seed) > reach:
+            beyond = max(0.0, abs(index - seed) / reach - 1)
+            reason = why_it_ends(evidence, new.area, beyond)
+            if not reason and not self.tissue[seed].tells and beyond:
                 reason = "grey values do not show its end; to go on, prompt a slice further on"
             if reason:
                 self._progressed(len(range(index, limit + sign, sign)), index, self._nothing)
@@ -138,7 +140,7 @@ class _Propagation:
         return limit if sign * (limit - seed) > 0 else seed, at_limit
 
     def _reach(self, seed: int) -> float:
-        """Slices beyond a seed that an object whose grey values tell nothing may go on."""
+        """Slices beyond a seed that an object is expected to go on, see ``RADII``."""
         radius = np.sqrt(self.seeds[seed].area / np.pi) * self.stack.planes[0].spacing / self.stack.step
         return max(1.0, RADII * radius, min((abs(seed - other) for other in self.seeds if other != seed), default=0))
 
@@ -229,18 +231,21 @@ class _Propagation:
         return Crop.of(whole)
 
 
-def why_it_ends(evidence: Evidence, area: int) -> str:
+def why_it_ends(evidence: Evidence, area: int, beyond: float = 0.0) -> str:
     """Why a carried mask is not believed; "" where it is.
 
     Args:
-        evidence: of the mask. area: of the mask, pixels.
+        evidence: of the mask. area: of the mask, pixels. beyond: how far it is past where the object is expected to
+            reach, in such reaches.
     """
     if area < SMALLEST:
         return "the object has become too small to follow"
     if evidence.growth > MOST_GROWTH:
         return "the mask would leak into something larger"
-    if evidence.likeness < LEAST_LIKENESS:
+    if evidence.likeness < min(MOST_LIKENESS, LEAST_LIKENESS + LIKENESS_BEYOND * beyond):
         return "the tissue is another one from here on"
+    if evidence.separation < LEAST_SEPARATION:
+        return "the object does not stand out from what is around it from here on"
     if evidence.agreement < LEAST_AGREEMENT and evidence.iou < LEAST_IOU:
         return "the model sees no such object here"
     return ""
