@@ -2,7 +2,6 @@
 
 import slicer
 import vtk
-from slicer.i18n import tr as _
 
 
 class VolumeLogic:
@@ -10,13 +9,14 @@ class VolumeLogic:
 
     # --- for scripts: compute and wait ---------------------------------------------------------------------------
 
-    def autoSegment(self, volumeNode, segmentationNode, targetName, view="axial", wholeVolume=False):
+    def autoSegment(self, volumeNode, segmentationNode, targetName, view=None, wholeVolume=False):
         """Segment one of ``targets()`` without prompts, on the view's slice or on all parallel ones.
 
-        "axial", "sagittal" and "coronal" mean the volume's middle slice. Returns the id of the segment, which is
-        named after the target and created if there is none yet.
+        "axial", "sagittal" and "coronal" mean the volume's middle slice; None the direction that suits the target and
+        the volume best. Returns the id of the segment, which is named after the target and created if there is none.
         """
         with self._waited():
+            view = self.bestView(volumeNode, targetName) if view is None else view
             segmentId = self.startAuto(volumeNode, segmentationNode, targetName, view,
                                        None if wholeVolume else self.sliceIndex(volumeNode, view), preview=False)
         return segmentId
@@ -46,13 +46,11 @@ class VolumeLogic:
 
         preview: the result waits for ``applyRun`` or ``discardRun``.
         """
+        from SegMoTELib.interaction.targets import check_target
         from SegMoTELib.mrml.volumes import stack_along
 
         self.checkVolume(volumeNode)
-        if targetName not in [name for name, _modality in self.targets()]:
-            offered = ", ".join(name for name, _modality in self.targets()) or "nothing"
-            raise ValueError(_("The model has no auto target {name}; it offers {offered}.").format(
-                name=repr(targetName), offered=offered))
+        check_target(targetName, [name for name, _modality in self.targets()])  # before a segment is made for it
         stack = stack_along(self._orientation(volumeNode, view), volumeNode)
         first, last = sliceRange or (0, len(stack) - 1)
         segmentId = self._segmentOfTarget(segmentationNode, volumeNode, targetName)
@@ -60,6 +58,13 @@ class VolumeLogic:
         self._whenLoaded(lambda: (self._dress(target, targetName),
                                   self._volumeRuns().auto(target, targetName, stack, first, last, preview)))
         return segmentId
+
+    def bestView(self, volumeNode, targetName):
+        """"axial", "sagittal" or "coronal": on which slices a target is best looked for in a volume."""
+        from SegMoTELib.interaction.targets import best_orientation
+        from SegMoTELib.mrml.volumes import volume_of
+
+        return best_orientation(volume_of(volumeNode), self.card().planes.get(targetName, ""))
 
     def startPropagate(self, target, view="axial", sliceRange=None, direction=0):
         """``propagate`` without waiting; direction -1: only towards the first slice, 1: only towards the last."""

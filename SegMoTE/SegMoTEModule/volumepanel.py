@@ -5,7 +5,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-THIS_SLICE, RANGE = 0, 1  # scopes of Auto; the third is the whole volume
+THIS_SLICE, RANGE, VOLUME = 0, 1, 2  # scopes of Auto
 
 
 class VolumePanel:
@@ -54,7 +54,9 @@ class VolumePanel:
         self.stopPlacing()
         volumeNode, segmentationNode = self.ensureSegmentation()
         name = self.logic.targets()[self.ui.targetComboBox.currentIndex][0]
-        scope, view = self.ui.scopeComboBox.currentIndex, self.chosenView()
+        scope = self.ui.scopeComboBox.currentIndex
+        # A range is of the chosen view; for the whole volume the best direction is taken.
+        view = self.logic.bestView(volumeNode, name) if scope == VOLUME else self.chosenView()
         sliceRange = (self.logic.sliceIndex(volumeNode, view) if scope == THIS_SLICE else
                       self.chosenRange() if scope == RANGE else None)
         self.selectSegment(self.logic.startAuto(volumeNode, segmentationNode, name, view, sliceRange,

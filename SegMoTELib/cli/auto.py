@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,12 +22,16 @@ from SegMoTELib.cli.volumes import (
     voxels_of,
 )
 
+if TYPE_CHECKING:
+    from SegMoTELib.interaction.propagation import Watcher
+
 
 @click.command(short_help="Find a target in a whole volume, without prompts.")
 @click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
 @click.option("--target", required=True, shell_complete=completion.targets,
               help="What to find (segmote info NAME lists a model's targets).")
-@click.option("--plane", "orientation", type=click.Choice(PLANES), help="Default: the one with the finest pixels.")
+@click.option("--plane", "orientation", type=click.Choice(PLANES),
+              help="Default: the target's own, or the one with the finest pixels.")
 @common_options
 @series_option
 @json_option
@@ -44,21 +49,24 @@ def command(volume_path: Path, target: str, orientation: str | None, intensity: 
 
 
 def auto_file(volume_path: Path, target: str, orientation: str | None, intensity: str, predictor, output: Path,
-              bar: Bar | None, series: str = "") -> dict:
+              watch: Watcher = lambda progress, index, mask: True, series: str = "") -> dict:
     """Segment one file; returns the result, raises what ``read_volume`` and ``segment_slices`` raise."""
     from SegMoTELib.imaging.files import NamedMask, write_segmentation
     from SegMoTELib.imaging.stacks import PlaneStack
-    from SegMoTELib.interaction.auto import best_orientation, modality_note, segment_slices
+    from SegMoTELib.interaction.auto import segment_slices
+    from SegMoTELib.interaction.targets import best_orientation, modality_note
 
     session = open_session(volume_path, intensity, predictor, series, output)
     session.check_target(target)
-    stack = PlaneStack.along(session.volume, orientation or best_orientation(session.volume))
-    found = segment_slices(session, stack, target, 0, len(stack) - 1, *([bar] if bar else []))
-    mask = voxels_of(found.masks, stack)
     known = next(one for one in predictor.auto_targets if one.name == target)
+    orientation = orientation or best_orientation(session.volume, known.plane)
+    stack = PlaneStack.along(session.volume, orientation)
+    found = segment_slices(session, stack, target, 0, len(stack) - 1, watch)
+    mask = voxels_of(found.masks, stack)
     write_segmentation(output, session.volume, [NamedMask(target, known.color, mask, known.terminology)])
     result = measured(output, target, mask, session.volume) | {
-        "slices": len(found.masks), "slices_searched": found.slices, "pieces_left_out": found.removed}
+        "plane": orientation, "slices": len(found.masks), "slices_searched": found.slices,
+        "pieces_left_out": found.removed}
     note = modality_note(session.volume, target, predictor.auto_targets)
     result["warnings"] += [note] if note else []
     if not found.masks:
@@ -68,5 +76,6 @@ def auto_file(volume_path: Path, target: str, orientation: str | None, intensity
 
 def in_words(result: dict) -> str:
     """One line for a person."""
-    return (f"{result['output']}: {result['segment']} on {result['slices']} of {result['slices_searched']} slices, "
-            f"{result['millilitres']:.1f} ml, {result['pieces_left_out']} small pieces left out.")
+    return (f"{result['output']}: {result['segment']} on {result['slices']} of {result['slices_searched']} "
+            f"{result['plane']} slices, {result['millilitres']:.1f} ml, {result['pieces_left_out']} small pieces left "
+            "out.")

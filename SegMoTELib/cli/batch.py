@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,8 @@ RESULT = ".seg.nrrd"
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--auto", "target", required=True, metavar="TARGET", shell_complete=completion.targets,
               help="What to find.")
-@click.option("--plane", "orientation", type=click.Choice(PLANES), help="Default: the one with the finest pixels.")
+@click.option("--plane", "orientation", type=click.Choice(PLANES),
+              help="Default: the target's own, or the one with the finest pixels.")
 @common_options
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1),
               help="Processes; with several GPUs, each takes the next one.")
@@ -47,12 +49,17 @@ def command(folder: Path, target: str, orientation: str | None, intensity: str, 
     cases = find_cases(folder, output)
     if not cases:
         raise SegMoTEError(f"{folder}: no volumes here ({', '.join(ENDINGS)}, or folders of DICOM files).")
-    output.mkdir(parents=True, exist_ok=True)
+    _check_target(model, target)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegMoTEError(f"{output}: cannot be made ({error.strerror}); choose another folder with -o.") from None
     todo = {name: case for name, case in cases.items() if not (output / (name + RESULT)).exists()}
     if len(todo) < len(cases):
         click.echo(f"{len(cases) - len(todo)} of {len(cases)} are done already.", err=True)
+    threads = 0 if workers == 1 or cluster else max(1, (os.cpu_count() or 1) // workers)
     calls = {name: (str(path.absolute()), series, target, orientation, intensity, model, device, keep_embeddings,
-                    str(output / (name + RESULT))) for name, (path, series) in todo.items()}
+                    str(output / (name + RESULT)), threads) for name, (path, series) in todo.items()}
     done, failed = _run_all(calls, target, workers, cluster, quiet=as_json)
     if as_json:
         click.echo(json.dumps({"done_before": len(cases) - len(todo), "segmented": done, "failed": failed}, indent=2))
@@ -122,12 +129,20 @@ def _dicom_folders(folder: Path, output: Path) -> Iterator[Path]:
 
 
 def run_case(path: str, series: str, target: str, orientation: str | None, intensity: str, model: str, device: str,
-             keep_embeddings: bool, output: str) -> dict:
-    """One volume, in whatever process; returns its result."""
+             keep_embeddings: bool, output: str, threads: int = 0) -> dict:
+    """One volume, in whatever process; returns its result.
+
+    Args:
+        threads: to compute with, 0 for all: processes of one machine must not each take all of its cores.
+    """
+    import torch
+
     from SegMoTELib.cli.auto import auto_file
 
+    if threads:
+        torch.set_num_threads(threads)
     return auto_file(Path(path), target, orientation, intensity, _predictor(model, device, keep_embeddings),
-                     Path(output), None, series)
+                     Path(output), series=series)
 
 
 @lru_cache(maxsize=1)
@@ -139,6 +154,14 @@ def _predictor(model: str, device: str, keep_embeddings: bool):
     if device in ("auto", "cuda") and torch.cuda.device_count() > 1:
         torch.cuda.set_device(number % torch.cuda.device_count())
     return load_predictor(model, device, keep_embeddings)
+
+
+def _check_target(model: str, target: str) -> None:
+    """Say at once, not once for every volume, that the model is not here or does not offer the target."""
+    from SegMoTELib.interaction.targets import check_target
+    from SegMoTELib.zoo import read_card, resolve_model
+
+    check_target(target, [name for name, _modality in read_card(resolve_model(model)).targets])
 
 
 def _end_quietly() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -11,6 +12,7 @@ from SegMoTELib.cli.segment import SEGMENT_COLOR, Millimetres
 from SegMoTELib.cli.volumes import (
     PLANES,
     Bar,
+    PositionsCommand,
     common_options,
     json_option,
     load_predictor,
@@ -22,8 +24,12 @@ from SegMoTELib.cli.volumes import (
     voxels_of,
 )
 
+if TYPE_CHECKING:
+    from SegMoTELib.imaging.stacks import PlaneStack
+    from SegMoTELib.interaction.session import Session
 
-@click.command(short_help="Carry a prompted object through the slices of a volume.")
+
+@click.command(cls=PositionsCommand, short_help="Carry a prompted object through the slices of a volume.")
 @click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
 @click.option("--point", "points", multiple=True, type=Millimetres("R", "A", "S"), help="A point inside the object.")
 @click.option("--exclude", "excluded", multiple=True, type=Millimetres("R", "A", "S"), help="A point outside of it.")
@@ -45,8 +51,8 @@ def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, ori
 
     VOLUME is an image file (NIfTI, NRRD, ...), a DICOM file, or a folder with a DICOM series.
 
-    Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30. Prompts of several slices may be given;
-    in between, the slices meet in the middle.
+    Positions are RAS millimetres, as Slicer shows them: --point -12.5,-40,30; several may follow one another. Prompts
+    of several slices may be given; in between, the slices meet in the middle.
     """
     from SegMoTELib.errors import PromptError
     from SegMoTELib.imaging.files import NamedMask, write_segmentation
@@ -57,6 +63,21 @@ def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, ori
         raise PromptError("Nothing to go by: give --point or --box.")
     session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings), series, output)
     stack = PlaneStack.along(session.volume, orientation)
+    masks, prompted = _prompted_masks(session, stack, points, excluded, boxes)
+    first, last = _span(stack, masks, limits)
+    with Bar("Propagating") as bar:
+        found = propagate(session, stack, masks, first, last, bar)
+    mask = voxels_of(found.masks, stack)
+    write_segmentation(output, session.volume, [NamedMask(name, SEGMENT_COLOR, mask)])
+    result = measured(output, name, mask, session.volume) | {"prompted": prompted} | _story(found)
+    tell(result, f"{output}: {result['millilitres']:.1f} ml on {found.in_words()}", as_json)
+
+
+def _prompted_masks(session: Session, stack: PlaneStack, points: tuple, excluded: tuple,
+                    boxes: tuple) -> tuple[dict[int, np.ndarray], list[dict]]:
+    """Slice index -> what the model answers to the prompts on it; and what to tell of each."""
+    from SegMoTELib.errors import PromptError
+
     prompts: dict[int, tuple[list, list, list]] = {}
     corners = [np.reshape(box, (2, 3)) for box in boxes]
     for kind, given, places in ((0, points, points), (1, excluded, excluded),
@@ -65,23 +86,31 @@ def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, ori
             prompts.setdefault(stack.nearest(np.array(place)), ([], [], []))[kind].append(prompt)
     masks, prompted = {}, []
     for index, (positives, negatives, around) in sorted(prompts.items()):
+        where = f"Slice {index + 1}: "
         if len(around) > 1:
-            raise PromptError("Only one box on a slice.")
-        answer = session.predict(stack.planes[index], np.array(positives), np.array(negatives),
-                                 around[0] if around else None)
+            raise PromptError(f"{where}only one box on a slice.")
+        try:
+            answer = session.predict(stack.planes[index], np.array(positives), np.array(negatives),
+                                     around[0] if around else None)
+        except PromptError as error:
+            raise PromptError(f"{where}{str(error)[0].lower()}{str(error)[1:]}") from None
         masks[index] = answer.mask
         prompted.append({"slice": index + 1, "predicted_iou": round(answer.iou, 4)})
+    if not any(mask.any() for mask in masks.values()):
+        raise PromptError("The model sees no object at these prompts: try a box around it, or another --intensity.")
+    return masks, prompted
+
+
+def _span(stack: PlaneStack, masks: dict[int, np.ndarray], limits: tuple) -> tuple[int, int]:
+    """First and last slice to carry to."""
+    from SegMoTELib.errors import PromptError
+
     first, last = 0, len(stack) - 1
     for limit in (stack.nearest(np.array(place)) for place in limits):
         if min(masks) < limit < max(masks):
             raise PromptError("--until lies between prompted slices; give a point beyond them.")
         first, last = (limit, last) if limit <= min(masks) else (first, limit)
-    with Bar("Propagating") as bar:
-        found = propagate(session, stack, masks, first, last, bar)
-    mask = voxels_of(found.masks, stack)
-    write_segmentation(output, session.volume, [NamedMask(name, SEGMENT_COLOR, mask)])
-    result = measured(output, name, mask, session.volume) | {"prompted": prompted} | _story(found)
-    tell(result, f"{output}: {result['millilitres']:.1f} ml on {found.in_words()}", as_json)
+    return first, last
 
 
 def _story(found) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,26 @@ if TYPE_CHECKING:
     from SegMoTELib.interaction.carrying import Crop
     from SegMoTELib.interaction.session import Session
 
+POSITION = re.compile(r"[-+.\d]+(,\s*[-+.\deE]+)+$")  # it may start with a minus sign
 MAPPINGS = ("percentiles", "ct_soft_tissue", "ct_lung", "ct_bone", "ct_brain")
 PLANES = ("axial", "sagittal", "coronal")
+
+
+class PositionsCommand(click.Command):
+    """A command whose options for positions may be followed by several: ``--point 1,2,3 -4,5,6``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat such an option before each further position."""
+        repeatable = {name for one in self.params if getattr(one, "multiple", False) for name in one.opts}
+        spelled, option = [], ""  # the option whose positions are being read
+        for argument in args:
+            if not POSITION.match(argument):
+                name = argument.split("=")[0]
+                option = name if name in repeatable else ""
+            elif option and spelled[-1] != option:
+                spelled.append(option)
+            spelled.append(argument)
+        return super().parse_args(ctx, spelled)
 
 
 def common_options(command):

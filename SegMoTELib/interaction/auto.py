@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from SegMoTELib.errors import PromptError
-from SegMoTELib.imaging.planes import NORMALS
 from SegMoTELib.imaging.stacks import PlaneStack
-from SegMoTELib.imaging.volume import Volume
 from SegMoTELib.interaction.carrying import Crop
 from SegMoTELib.interaction.propagation import Watcher
 from SegMoTELib.interaction.session import Session
@@ -36,24 +37,6 @@ class AutoResult:
     slices: int = 0
     removed: int = 0
     cancelled: bool = False
-
-
-def best_orientation(volume: Volume) -> str:
-    """ "axial", "coronal" or "sagittal": the one whose slices have the finest pixels; axial where all are alike."""
-    steps = {name: PlaneStack.along(volume, name).step for name in ("axial", "coronal", "sagittal")}
-    return max(NORMALS, key=lambda name: (round(steps[name], 3), name == "axial"))
-
-
-def modality_note(volume: Volume, target: str, offered: tuple) -> str:
-    """What to know about a target's modality: "" only where the volume says that it is of the one it was trained on."""
-    trained = next((one.modality for one in offered if one.name == target), "")
-    names = {"CT": "CT", "MR": "MR", "US": "ultrasound", "PT": "PET"}
-    own = names.get(volume.modality, "")
-    if not trained or trained.split()[0] == own:
-        return ""
-    if not own:
-        return f"It was trained on {trained}: on anything else the result means nothing."
-    return f"It was trained on {trained}, this volume is {own}: the result means nothing."
 
 
 def segment_slices(session: Session, stack: PlaneStack, target: str, first: int, last: int,
@@ -107,26 +90,50 @@ def _smoothed(held: deque, back: int) -> np.ndarray:
 
 
 def _without_small_pieces(found: AutoResult) -> AutoResult:
-    """Remove what is not connected with something large."""
-    if not found.masks:
+    """Remove what is not connected with something large; two slices are looked at together, never the whole volume."""
+    sizes: list[int] = []  # pixels, of the pieces of all slices, numbered one after the other
+    links: list[np.ndarray] = []  # (2, N) pairs of pieces that touch
+    first_of: dict[int, int] = {}  # slice -> number of its first piece
+    previous, above = -2, np.zeros((0, 0), int)
+    for index, mask in sorted(found.masks.items()):
+        pieces, count = _pieces(mask)
+        first_of[index] = len(sizes)
+        sizes += np.bincount(pieces.ravel(), minlength=count + 1)[1:].tolist()
+        if previous == index - 1:
+            links.append(_touching(above, pieces) + [[first_of[previous] - 1], [first_of[index] - 1]])
+        previous, above = index, pieces
+    if not sizes:
         return found
-    first, last = min(found.masks), max(found.masks)
-    row = min(mask.row for mask in found.masks.values())
-    column = min(mask.column for mask in found.masks.values())
-    rows = max(mask.row + mask.array.shape[0] for mask in found.masks.values()) - row
-    columns = max(mask.column + mask.array.shape[1] for mask in found.masks.values()) - column
-    block = np.zeros((last - first + 1, rows, columns), bool)
-    cuts = {index: np.s_[index - first, mask.row - row:mask.row - row + mask.array.shape[0],
-                         mask.column - column:mask.column - column + mask.array.shape[1]]
-            for index, mask in found.masks.items()}
+    pairs = np.concatenate(links, axis=1) if links else np.zeros((2, 0), int)
+    graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(len(sizes), len(sizes)))
+    count, body = connected_components(graph, directed=False)
+    volumes = np.bincount(body, weights=sizes)
+    large = volumes >= SMALLEST_PIECE * volumes.max()
+    found.removed = count - np.count_nonzero(large)
+    kept = {}
     for index, mask in found.masks.items():
-        block[cuts[index]] = mask.array
-    pieces, count = ndimage.label(block, np.ones((3, 3, 3)))
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    large = np.flatnonzero(sizes >= SMALLEST_PIECE * sizes.max())
-    found.removed = count - len(large)
-    kept = {index: Crop(mask.row, mask.column, np.isin(pieces[cuts[index]], large), mask.shape)
-            for index, mask in found.masks.items()}
+        pieces, count = _pieces(mask)
+        stays = np.concatenate([[False], large[body[first_of[index]:first_of[index] + count]]])
+        kept[index] = Crop.of(stays[pieces])
     found.masks = {index: mask for index, mask in kept.items() if mask.area}
     return found
+
+
+def _pieces(mask: Crop) -> tuple[np.ndarray, int]:
+    """Numbered pieces of a slice's mask, (rows, columns) int32 as large as the slice, and how many."""
+    pieces, count = ndimage.label(mask.array, np.ones((3, 3)))
+    whole = np.zeros(mask.shape, np.int32)
+    whole[mask.window(0)] = pieces
+    return whole, count
+
+
+def _touching(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(2, N) numbers of pieces on neighbouring slices that touch, also at a corner."""
+    padded, (rows, columns) = np.pad(one, 1), one.shape
+    base = int(other.max(initial=0)) + 1
+    codes = [np.zeros(0, np.int64)]
+    for row, column in itertools.product(range(3), range(3)):
+        shifted = padded[row:row + rows, column:column + columns]
+        both = (shifted > 0) & (other > 0)
+        codes.append(np.unique(shifted[both].astype(np.int64) * base + other[both]))
+    return np.stack(np.divmod(np.unique(np.concatenate(codes)), base))

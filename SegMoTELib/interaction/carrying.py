@@ -16,6 +16,7 @@ BAND = 8  # pixels around the object whose values are "outside"
 SURE = 6.0  # slice thicknesses, or pixels, from the outline beyond which the previous mask decides alone
 MODEL_WEIGHT, TISSUE_WEIGHT = 0.25, 0.25
 BINS = 64
+TELLING = 0.3  # mean log ratio inside an object from which its grey values are its own
 
 
 @dataclass(frozen=True)
@@ -65,27 +66,32 @@ class Tissue:
 
     Attributes:
         ratio: (BINS,) float32. inside: their mean over the object itself, 0 where inside and outside look alike.
+        outside: their mean close around it.
     """
 
     ratio: np.ndarray
     inside: float
+    outside: float
+
+    @property
+    def tells(self) -> bool:
+        """Whether grey values tell the object from what is around it."""
+        return self.inside > TELLING
 
     @classmethod
     def around(cls, mask: np.ndarray, image: np.ndarray) -> Tissue:
         """Learn from a (rows, columns) mask on its uint8 image."""
-        distance = signed_distance(mask)
-        values = _bins(image)
-        counts = [np.bincount(values[chosen], minlength=BINS).astype(float)
-                  for chosen in (mask, (distance < 0) & (distance > -BAND))]
+        values, around = _bins(image), _around(mask)
+        counts = [np.bincount(values[chosen], minlength=BINS).astype(float) for chosen in (mask, around)]
         if min(count.sum() for count in counts) < BAND:
-            return cls(np.zeros(BINS, np.float32), 0.0)
+            return cls(np.zeros(BINS, np.float32), 0.0, 0.0)
         shares = []
         for count in counts:
             smooth = ndimage.gaussian_filter1d(count, 2.5)
             smooth += 0.002 * smooth.sum()
             shares.append(smooth / smooth.sum())
         ratio = np.clip(np.log(shares[0] / shares[1]), -3, 3).astype(np.float32)
-        return cls(ratio, float(ratio[values[mask]].mean()))
+        return cls(ratio, float(ratio[values[mask]].mean()), float(ratio[values[around]].mean()))
 
     def on(self, image: np.ndarray) -> np.ndarray:
         """(rows, columns) float32 log ratios of a uint8 image."""
@@ -99,12 +105,15 @@ class Evidence:
     Attributes:
         iou: the model's own estimate. agreement: Dice of the model's mask and the carried one.
         likeness: how much its grey values look like the object's, 1 = as on the slice before it, 0 = like what is
-            around the object; 1 where inside and outside cannot be told apart. growth: area over the previous area.
+            around the object; 1 where inside and outside cannot be told apart. separation: how much its grey values
+            differ from those around it, 1 = as much as the object's do, 0 = not at all. growth: area over the previous
+            area.
     """
 
     iou: float
     agreement: float
     likeness: float
+    separation: float
     growth: float
 
 
@@ -143,11 +152,27 @@ def carry(session: Session, stack: PlaneStack, mask: Crop, here: int, there: int
     found = _kept(score > 0, moved > 0)
     score = np.where(found == (score > 0), score, -0.5)
     model = logits[window] > 0
+    likeness, separation = _told_by(tissue, likelihood, found)
     evidence = Evidence(
         iou, float(2 * np.count_nonzero(model & found) / max(1, np.count_nonzero(model) + np.count_nonzero(found))),
-        float(likelihood[found].mean() / tissue.inside) if found.any() and tissue.inside > 0.3 else 1.0,
-        np.count_nonzero(found) / max(1, mask.area))
+        likeness, separation, np.count_nonzero(found) / max(1, mask.area))
     return score.astype(np.float32), window, evidence
+
+
+def _told_by(tissue: Tissue, likelihood: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+    """Likeness and separation of a mask, see :class:`Evidence`."""
+    around = _around(found)
+    if not tissue.tells or not found.any() or not around.any():
+        return 1.0, 1.0
+    inside = float(likelihood[found].mean())
+    return (inside / tissue.inside,
+            (inside - float(likelihood[around].mean())) / (tissue.inside - tissue.outside))
+
+
+def _around(mask: np.ndarray) -> np.ndarray:
+    """(rows, columns) bool: close around a mask."""
+    distance = signed_distance(mask)
+    return (distance < 0) & (distance > -BAND)
 
 
 def _deform(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -13,9 +13,11 @@ import logging
 import os
 import re
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,8 @@ log = logging.getLogger(__name__)
 VERSION = "1"  # of what an encoder makes of pixels; a change makes stored embeddings unusable
 MEMORY_SHARE = 0.25  # of the free memory
 DISK_LIMIT = 4 << 30  # bytes
-SUFFIX = ".embedding"
+SUFFIX, PART = ".embedding", ".part"
+ABANDONED = 3600  # seconds after which a file that was not written to its end is removed
 PLAIN_KEY = re.compile("[0-9A-Za-z]{1,64}")
 
 
@@ -72,6 +75,7 @@ class EmbeddingCache:
         self._kept: OrderedDict[Hashable, ImageEmbedding] = OrderedDict()
         self._used = 0
         self._lock = threading.Lock()
+        self._computing: dict[Hashable, Future] = {}  # what a thread is computing; None where it fails
 
     def __contains__(self, key: Hashable) -> bool:
         """Whether an embedding is in memory."""
@@ -91,25 +95,57 @@ class EmbeddingCache:
                keep: Callable[[], bool] = lambda: True) -> list[ImageEmbedding]:
         """Embeddings for keys, each of one image, half precision, on the CPU; those unknown are computed together.
 
+        What another thread is computing is waited for, not computed twice.
+
         Args:
             keys: of the images. compute: positions in ``keys`` -> the embedding of these images.
             keep: asked after computing; nothing is kept where it says no.
         """
+        keys = list(keys)
         found = {key: self._find(key) for key in dict.fromkeys(keys)}
         missing = [key for key, embedding in found.items() if embedding is None]
-        self.misses += len(missing)
-        self.hits += len(found) - len(missing)
-        if missing:
-            with torch.no_grad():
-                computed = compute([list(keys).index(key) for key in missing]).to("cpu", torch.float16)
-            for row, key in enumerate(missing):
-                # A copy: a view of the batch would keep all of it in memory.
-                found[key] = computed[[row]] if len(missing) > 1 else computed
-                if keep():
-                    self._keep(key, found[key])
-                    if self.disk is not None:
-                        self.disk.store(str(key), found[key])
+        own, others = self._claim(missing)
+        try:
+            if own:
+                found |= self._compute(own, [keys.index(key) for key in own], compute, keep)
+        finally:
+            with self._lock:
+                for key in own:
+                    self._computing.pop(key).set_result(found[key])
+                self.misses += len(own)
+                self.hits += len(found) - len(own)
+        for key, future in others.items():  # after its own work is done: nobody waits in a circle
+            found[key] = future.result() or self.encode([key], lambda _, key=key: compute([keys.index(key)]), keep)[0]
         return [found[key] for key in keys]
+
+    def _claim(self, keys: list[Hashable]) -> tuple[list[Hashable], dict[Hashable, Future]]:
+        """Keys that are for this thread to compute, and what others compute or just have."""
+        own, others = [], {}
+        with self._lock:
+            for key in keys:
+                if key in self._kept:  # since it was looked for
+                    others[key] = Future()
+                    others[key].set_result(self._kept[key])
+                elif key in self._computing:
+                    others[key] = self._computing[key]
+                else:
+                    own.append(key)
+                    self._computing[key] = Future()
+        return own, others
+
+    def _compute(self, keys: list[Hashable], rows: list[int], compute: Callable[[list[int]], ImageEmbedding],
+                 keep: Callable[[], bool]) -> dict[Hashable, ImageEmbedding]:
+        with torch.no_grad():
+            computed = compute(rows).to("cpu", torch.float16)
+        found = {}
+        for row, key in enumerate(keys):
+            # A copy: a view of the batch would keep all of it in memory.
+            found[key] = computed[[row]] if len(keys) > 1 else computed
+            if keep():
+                self._keep(key, found[key])
+                if self.disk is not None:
+                    self.disk.store(str(key), found[key])
+        return found
 
     def clear(self) -> None:
         """Forget what is in memory; what is on disk stays."""
@@ -150,47 +186,55 @@ class EmbeddingFolder:
 
     def __init__(self, path: Path, limit: int = DISK_LIMIT) -> None:
         self.path, self.limit = Path(path), limit
+        self._unlisted: int | None = None  # bytes written since the folder was last looked through
+        self._complained = False
 
     def store(self, key: str, embedding: ImageEmbedding) -> None:
         """Write an embedding; a full or read-only disk is logged, not raised: a cache must not stop the work."""
         tensors = {"features": embedding.features, **{f"early{i}": early for i, early in enumerate(embedding.early)}}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        target, temporary = self._file(key), self.path / f"{uuid.uuid4().hex}.part"
+        target, temporary = self._file(key), self.path / (uuid.uuid4().hex + PART)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             save_file(tensors, temporary, {"signature": key, "checksum": _checksum(tensors), "version": VERSION})
             temporary.chmod(0o600)  # should it have been made anew
+            written = temporary.stat().st_size
             os.replace(temporary, target)  # at once: others see the whole file or none
-            self._make_room()
+            self._make_room(written)
         except (OSError, SafetensorError) as error:
-            log.warning("the embedding was not kept in %s: %s", self.path, error)
+            if not self._complained:  # once, not for every slice
+                log.warning("embeddings are not kept in %s: %s", self.path, error)
+            self._complained = True
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
     def load(self, key: str) -> ImageEmbedding | None:
         """An embedding that was stored with this key, or None."""
         file = self._file(key)
-        if not file.exists():
-            return None
         try:
             with safe_open(file, framework="pt") as stored:
                 said = stored.metadata() or {}
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
             if (said.get("signature"), said.get("version"), said.get("checksum")) == (key, VERSION, _checksum(tensors)):
-                os.utime(file)
-                early = [tensors[f"early{i}"] for i in range(len(tensors) - 1)]
-                return ImageEmbedding(tensors["features"], tuple(early))
-        except (OSError, SafetensorError, KeyError, ValueError):
+                embedding = ImageEmbedding(tensors["features"],
+                                           tuple(tensors[f"early{i}"] for i in range(len(tensors) - 1)))
+                with contextlib.suppress(OSError):  # a folder that may only be read still serves
+                    os.utime(file)
+                return embedding
+        except OSError:  # never stored, removed by another process just now, or not to be read
+            return None
+        except (SafetensorError, KeyError, ValueError, TypeError):
             pass
         log.warning("%s was damaged and is computed again", file)
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
         return None
 
-    def files(self) -> list[tuple[float, int, Path]]:
+    def files(self, suffix: str = SUFFIX) -> list[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of each embedding, oldest first."""
         found = []
-        for file in self.path.glob("*" + SUFFIX):
+        for file in self.path.glob("*" + suffix):
             try:
                 state = file.stat()
             except OSError:  # removed by another process
@@ -199,8 +243,8 @@ class EmbeddingFolder:
         return sorted(found)
 
     def clear(self) -> int:
-        """Remove all embeddings; returns how many bytes that freed."""
-        files = self.files()
+        """Remove all embeddings, and what interrupted writing left; returns how many bytes that freed."""
+        files = self.files() + self.files(PART)
         for _, _, file in files:
             file.unlink(missing_ok=True)
         return sum(size for _, size, _ in files)
@@ -210,9 +254,17 @@ class EmbeddingFolder:
             raise ValueError(f"{key!r} is not a signature, so it is not made a file's name")
         return self.path / (key + SUFFIX)
 
-    def _make_room(self) -> None:
+    def _make_room(self, written: int) -> None:
+        """Remove what was unused for longest; looking through thousands of files waits until it may matter."""
+        slack = self.limit // 64
+        if self._unlisted is not None and self._unlisted + written <= slack:
+            self._unlisted += written
+            return
+        self._unlisted = 0
+        for _, _, file in (one for one in self.files(PART) if one[0] < time.time() - ABANDONED):
+            file.unlink(missing_ok=True)
         files = self.files()
-        excess = sum(size for _, size, _ in files) - self.limit
+        excess = sum(size for _, size, _ in files) - (self.limit - slack)
         for _, size, file in files:
             if excess <= 0:
                 return

@@ -33,7 +33,8 @@ class EncodedImage:
 
     Attributes:
         pixels: (H, W, 3) uint8. transform: its geometry in the network's input. embedding: of the whole image.
-        views: parts of the image that were looked at closer, with their geometry and embedding; the latest ones.
+        views: parts of the image that were looked at closer, with their geometry and embedding; the latest ones, and
+            only without a cache, whose budget they would escape.
     """
 
     pixels: np.ndarray
@@ -328,7 +329,7 @@ class Predictor:
         return self._look_at_parts(encoded, view, prompts, settings, found)
 
     def _look_closer(self, encoded: EncodedImage, view: View, prompts: Prompts, settings: dict) -> tuple:
-        """Decode on a crop; its embedding is kept for the next click."""
+        """Decode on a crop."""
         transform, embedding = self._embedding_of(encoded, view)
         inside = replace(prompts)
         if prompts.mask is not None:
@@ -363,12 +364,16 @@ class Predictor:
         return masks, iou, encoded.transform.apply_logits(torch.from_numpy(masks)).numpy()
 
     def _embedding_of(self, encoded: EncodedImage, view: View) -> tuple[ViewTransform, ImageEmbedding]:
-        if view not in encoded.views:
-            transform = ViewTransform(self.model.config, view, *encoded.pixels.shape[:2])
+        """Geometry and embedding of a closer look; the cache keeps the embedding, or the image where there is none."""
+        if view in encoded.views:
+            return encoded.views[view]
+        transform = ViewTransform(self.model.config, view, *encoded.pixels.shape[:2])
+        found = transform, self._embed([encoded.pixels], [transform])[0]
+        if self.cache is None:
             while len(encoded.views) >= VIEWS_KEPT:
                 encoded.views.pop(next(iter(encoded.views)))
-            encoded.views[view] = transform, self._embed([encoded.pixels], [transform])[0]
-        return encoded.views[view]
+            encoded.views[view] = found
+        return found
 
     def _decode(self, embedding: ImageEmbedding, transform: SquareTransform | ViewTransform, prompts: Prompts,
                 settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

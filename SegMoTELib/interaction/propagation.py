@@ -17,8 +17,12 @@ AGREES = 0.98  # Dice with what a slice held before from which a correction no l
 # What ends a propagation. On the volumes of the benchmark grey values tell best where an object ends.
 SMALLEST = 4  # pixels
 MOST_GROWTH = 1.8  # in area, from one slice to the next
-LEAST_LIKENESS = 0.25
+LEAST_LIKENESS, LEAST_SEPARATION = 0.25, 0.5
 LEAST_AGREEMENT, LEAST_IOU = 0.1, 0.5
+# An object is expected to reach no further beyond a prompted slice than 1.5 of its radii, or than the next prompted
+# slice is away. Beyond that it must look more and more like itself; where grey values tell nothing, it ends there.
+RADII = 1.5
+LIKENESS_BEYOND, MOST_LIKENESS = 0.5, 0.6  # how much more with each such reach, and at most
 DOUBTFUL = 0.7  # confidence below which the user is asked to look
 
 Watcher = Callable[[float, int, Crop], bool]
@@ -76,15 +80,17 @@ def propagate(session: Session, stack: PlaneStack, prompted: dict[int, np.ndarra
         raise PromptError("Nothing to propagate: segment the object on one slice first.")
     if not 0 <= first <= min(seeds) or not max(seeds) <= last < len(stack):
         raise PromptError("The range must hold the prompted slices; make it larger.")
-    return _Propagation(session, stack, seeds, (first, last), watch, known, changed).run()
+    empty = sorted(index for index in prompted if index not in seeds)
+    return _Propagation(session, stack, seeds, empty, (first, last), watch, known, changed).run()
 
 
 class _Propagation:
     """One run of ``propagate``; arguments as there."""
 
-    def __init__(self, session: Session, stack: PlaneStack, seeds: dict[int, Crop], span: tuple[int, int],
-                 watch: Watcher, known: Propagated | None, changed: int | None) -> None:
+    def __init__(self, session: Session, stack: PlaneStack, seeds: dict[int, Crop], empty: list[int],
+                 span: tuple[int, int], watch: Watcher, known: Propagated | None, changed: int | None) -> None:
         self.session, self.stack, self.seeds, self.span, self.watch = session, stack, seeds, span, watch
+        self.empty = empty
         self.known = known if changed in seeds else None
         self.changed = changed
         self.found = Propagated(masks=dict(seeds))
@@ -97,40 +103,51 @@ class _Propagation:
         prompted = sorted(self.seeds)
         try:
             for a, b in itertools.pairwise(prompted):
-                self._between(a, b)
-            self._outward(prompted[0], -1)
-            self._outward(prompted[-1], 1)
+                walls = [index for index in self.empty if a < index < b]
+                if walls:
+                    self._outward(a, 1, walls[0] - 1)
+                    self._outward(b, -1, walls[-1] + 1)
+                else:
+                    self._between(a, b)
+            for seed, sign in ((prompted[0], -1), (prompted[-1], 1)):
+                wall = next((index for index in self.empty[::sign] if sign * (index - seed) > 0), None)
+                self.found.ends[sign] = (self._outward(seed, sign, self.span[sign > 0]) if wall is None else
+                                         self._outward(seed, sign, wall - sign, f"slice {wall + 1} was left empty"))
         except _CancelledError:
             self.found.cancelled = True
         self.found.masks = {index: mask for index, mask in sorted(self.found.masks.items()) if mask.area}
         return self.found
 
-    def _outward(self, seed: int, sign: int) -> None:
-        """Away from the outermost seed, to the end of the object or the range."""
-        limit = self.span[0] if sign < 0 else self.span[1]
+    def _outward(self, seed: int, sign: int, limit: int, at_limit: str = "the end of the range") -> tuple[int, str]:
+        """Away from a seed, to the end of the object or a limit; the last slice, and why it ended there."""
         if self.known is not None and seed != self.changed:
-            self._take_known(range(seed + sign, limit + sign, sign))
-            if sign in self.known.ends:
-                self.found.ends[sign] = self.known.ends[sign]
-            return
-        mask = self.seeds[seed]
-        self.found.ends[sign] = (seed, "the end of the range")
+            return self._as_known(seed, sign, limit, (seed, at_limit))
+        mask, reach = self.seeds[seed], self._reach(seed)
         for index in range(seed + sign, limit + sign, sign):
             score, window, evidence = carry(self.session, self.stack, mask, index - sign, index, self.tissue[seed])
             new = self._crop(score > 0, window)
-            reason = why_it_ends(evidence, new.area)
+            beyond = max(0.0, abs(index - seed) / reach - 1)
+            reason = why_it_ends(evidence, new.area, beyond)
+            if not reason and not self.tissue[seed].tells and beyond:
+                reason = "grey values do not show its end; to go on, prompt a slice further on"
             if reason:
-                self.found.ends[sign] = (index - sign, reason)
                 self._progressed(len(range(index, limit + sign, sign)), index, self._nothing)
-                return
+                return index - sign, reason
             self._add(index, new, evidence)
             if self._as_before(index, new):
-                self._take_known(range(index + sign, limit + sign, sign))
-                if sign in self.known.ends:
-                    self.found.ends[sign] = self.known.ends[sign]
-                return
-            self.found.ends[sign] = (index, "the end of the range")
+                return self._as_known(index, sign, limit, (index, at_limit))
             mask = new
+        return limit if sign * (limit - seed) > 0 else seed, at_limit
+
+    def _reach(self, seed: int) -> float:
+        """Slices beyond a seed that an object is expected to go on, see ``RADII``."""
+        radius = np.sqrt(self.seeds[seed].area / np.pi) * self.stack.planes[0].spacing / self.stack.step
+        return max(1.0, RADII * radius, min((abs(seed - other) for other in self.seeds if other != seed), default=0))
+
+    def _as_known(self, index: int, sign: int, limit: int, otherwise: tuple[int, str]) -> tuple[int, str]:
+        """From a slice on, what the earlier result has."""
+        self._take_known(range(index + sign, limit + sign, sign))
+        return self.known.ends.get(sign, otherwise)
 
     def _between(self, a: int, b: int) -> None:
         """Carry both seeds through the slices between them and let them meet."""
@@ -214,18 +231,21 @@ class _Propagation:
         return Crop.of(whole)
 
 
-def why_it_ends(evidence: Evidence, area: int) -> str:
+def why_it_ends(evidence: Evidence, area: int, beyond: float = 0.0) -> str:
     """Why a carried mask is not believed; "" where it is.
 
     Args:
-        evidence: of the mask. area: of the mask, pixels.
+        evidence: of the mask. area: of the mask, pixels. beyond: how far it is past where the object is expected to
+            reach, in such reaches.
     """
     if area < SMALLEST:
         return "the object has become too small to follow"
     if evidence.growth > MOST_GROWTH:
         return "the mask would leak into something larger"
-    if evidence.likeness < LEAST_LIKENESS:
+    if evidence.likeness < min(MOST_LIKENESS, LEAST_LIKENESS + LIKENESS_BEYOND * beyond):
         return "the tissue is another one from here on"
+    if evidence.separation < LEAST_SEPARATION:
+        return "the object does not stand out from what is around it from here on"
     if evidence.agreement < LEAST_AGREEMENT and evidence.iou < LEAST_IOU:
         return "the model sees no such object here"
     return ""

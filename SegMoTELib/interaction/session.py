@@ -16,6 +16,7 @@ from SegMoTELib.errors import PromptError
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.volume import Volume
 from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
+from SegMoTELib.interaction.targets import check_target
 
 if TYPE_CHECKING:
     from SegMoTELib.interaction.everything import Candidate
@@ -102,9 +103,7 @@ class Session:
 
     def check_target(self, name: str) -> None:
         """Raise a ``PromptError`` that says what the model offers, if that is not among it."""
-        offered = [target.name for target in self.predictor.auto_targets]
-        if name not in offered:
-            raise PromptError(f"The model has no auto target {name!r}; it offers: {', '.join(offered) or 'none'}.")
+        check_target(name, [target.name for target in self.predictor.auto_targets])
 
     def everything(self, plane: SlicePlane) -> list[Candidate]:
         """What stands out on a plane, best first."""

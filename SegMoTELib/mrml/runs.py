@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,15 @@ import numpy as np
 from SegMoTELib.errors import PromptError
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.stacks import PlaneStack
-from SegMoTELib.interaction.auto import AutoResult, modality_note, segment_slices
+from SegMoTELib.interaction.auto import AutoResult, segment_slices
 from SegMoTELib.interaction.carrying import Crop
 from SegMoTELib.interaction.everything import Candidate
 from SegMoTELib.interaction.jobs import Job
 from SegMoTELib.interaction.propagation import Propagated, propagate
+from SegMoTELib.interaction.session import Session
+from SegMoTELib.interaction.targets import modality_note
 from SegMoTELib.mrml.preview import Preview
-from SegMoTELib.mrml.segmenter import SceneSegmenter
+from SegMoTELib.mrml.segmenter import PREFETCH, SceneSegmenter
 from SegMoTELib.mrml.segments import SegmentWriter
 from SegMoTELib.mrml.target import Target
 from SegMoTELib.mrml.volumes import volume_of, world_to_volume
@@ -30,17 +32,23 @@ PALETTE = ((0.9, 0.4, 0.3), (0.3, 0.7, 0.9), (0.5, 0.8, 0.4), (0.9, 0.8, 0.3), (
 
 @dataclass
 class Pending:
-    """What a run has found and nobody has applied yet."""
+    """What a run has found and nobody has applied yet.
+
+    Attributes:
+        span: slices that the run has decided about, where it is done: what an earlier run put there is replaced.
+    """
 
     target: Target
     stack: PlaneStack
     masks: dict[int, Crop] = field(default_factory=dict)
+    span: range = range(0)
 
 
 @dataclass
 class Before:
     """The latest propagation of a segment, for corrections."""
 
+    session: Session
     stack_key: tuple
     span: tuple[int, int]
     prompted: dict[int, np.ndarray]
@@ -81,24 +89,25 @@ class VolumeRuns:
         """
         SegmentWriter.check(target.segmentation, target.segment_id)
         prompted = self.segmenter.prompted_masks(target, stack)
-        if not prompted:
+        held = [index for index, mask in prompted.items() if mask.any()]
+        if not held:
             raise PromptError("Nothing to propagate in this view's direction: segment the object on one of its slices "
                               "with a point or a box first.")
         if direction:
-            first, last = (first, max(prompted)) if direction < 0 else (min(prompted), last)
-        if not first <= min(prompted) <= max(prompted) <= last:
+            first, last = (first, max(held)) if direction < 0 else (min(held), last)
+        if not first <= min(held) <= max(held) <= last:
             raise PromptError("The range must hold the prompted slices; make it larger.")
         session = self.segmenter.session(target.volume)
-        known, changed = self._what_changed(target, stack, (first, last), prompted)
+        known, changed = self._what_changed(target, session, stack, (first, last), prompted)
 
         def work(job: Job) -> Propagated:
             return propagate(session, stack, prompted, first, last,
                              lambda progress, index, mask: job.step(progress, (index, mask)), known, changed)
 
         def done(found: Propagated) -> None:
-            self.pending = Pending(target, stack, found.masks)
+            self.pending = Pending(target, stack, found.masks, range(first, last + 1))
             if self.apply():
-                self._before[target.key] = Before(_key(stack), (first, last), prompted, found)
+                self._before[target.key] = Before(session, _key(stack), (first, last), prompted, found)
                 self.segmenter.told(f"Propagated to {found.in_words()}", False)
 
         return self._start(target, stack, work, done, "Propagating")
@@ -122,7 +131,7 @@ class VolumeRuns:
                                   lambda progress, index, mask: job.step(progress, (index, mask)))
 
         def done(found: AutoResult) -> None:
-            self.pending = Pending(target, stack, found.masks)
+            self.pending = Pending(target, stack, found.masks, range(first, last + 1))
             self._show_all(found.masks)
             count = f"{len(found.masks)} of {found.slices} slices"
             text = f"{name}: found on {count}." if found.masks else f"{name}: nothing found here."
@@ -148,6 +157,7 @@ class VolumeRuns:
                                 "Nothing stands out on this slice; try a point or a box.", False)
 
         self.discard()
+        self.segmenter.jobs.cancel(PREFETCH)
         return self.segmenter.jobs.submit(KEY, lambda job: session.everything(plane), done, self.segmenter.failed,
                                           urgent=False, label="Looking for everything")
 
@@ -179,17 +189,31 @@ class VolumeRuns:
         self._before.clear()
 
     def apply(self) -> bool:
-        """Write what is pending into its segment, as one undo step; False where there is nothing, or it is refused."""
-        pending, self.pending = self.pending, None
-        self._close_preview()
-        return (pending is not None and pending.target.exists()
-                and self.segmenter.apply_slices(pending.target, pending.stack, pending.masks))
+        """Write what is pending into its segment, as one undo step.
+
+        Returns:
+            False where there is nothing to write or nowhere to, and where it is refused, as by a locked segment: then
+            the user has been told why, and it goes on waiting.
+        """
+        pending = self.pending
+        if pending is not None and pending.target.exists():
+            if _key(pending.stack) != _key(replace(pending.stack, volume=volume_of(pending.target.volume))):
+                self.segmenter.told("The volume has another geometry now, and the result was for the old one; "
+                                    "start again.", True)
+            elif not self.segmenter.apply_slices(pending.target, pending.stack, pending.masks, pending.span):
+                self._show_all(pending.masks)
+                return False
+            else:
+                self._forget_pending()
+                return True
+        self._forget_pending()
+        return False
 
     def discard(self) -> None:
         """Forget what is pending, and the candidates; the scene is as before the run."""
         self.segmenter.jobs.cancel(KEY)
-        self.pending, self.candidates = None, None
-        self._close_preview()
+        self.candidates = None
+        self._forget_pending()
 
     def reset(self) -> None:
         """Forget everything, e.g. when the scene closes."""
@@ -200,6 +224,7 @@ class VolumeRuns:
 
     def _start(self, target: Target, stack: PlaneStack, work: Callable, done: Callable, label: str) -> Job:
         self.discard()
+        self.segmenter.jobs.cancel(PREFETCH)  # what the user asks for goes first
         self.pending = Pending(target, stack)
         return self.segmenter.jobs.submit(KEY, work, done, self._failed, urgent=False, label=label, progress=0.0,
                                           shown=self._show)
@@ -242,17 +267,21 @@ class VolumeRuns:
             self._preview = Preview(self.segmenter.scene, self.segmenter.writer, volume)
         return self._preview
 
+    def _forget_pending(self) -> None:
+        self.pending = None
+        self._close_preview()
+
     def _close_preview(self) -> None:
         self._unshown = []
         if self._preview is not None:
             self._preview.remove()
             self._preview = None
 
-    def _what_changed(self, target: Target, stack: PlaneStack, span: tuple[int, int],
+    def _what_changed(self, target: Target, session: Session, stack: PlaneStack, span: tuple[int, int],
                       prompted: dict[int, np.ndarray]) -> tuple[Propagated | None, int | None]:
         """The latest result and the one prompted slice that is new or another since; None where more has changed."""
         before = self._before.get(target.key)
-        if before is None or (before.stack_key, before.span) != (_key(stack), span):
+        if before is None or before.session is not session or (before.stack_key, before.span) != (_key(stack), span):
             return None, None
         if set(before.prompted) - set(prompted) or not self.segmenter.holds_run(target, stack):
             return None, None
@@ -262,4 +291,4 @@ class VolumeRuns:
 
 
 def _key(stack: PlaneStack) -> tuple:
-    return stack.planes[0].key(), len(stack), stack.volume.ijk_to_ras.tobytes()
+    return stack.planes[0].key(), len(stack), stack.volume.shape, stack.volume.ijk_to_ras.tobytes()

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 SESSIONS_KEPT = 2  # volumes, or mappings of one, whose encoded slices are kept
 HISTORY = 50  # undo steps
 PREFETCHED = 8  # slices to either side of the one on view
+PREFETCH = "prefetch"  # key of its jobs
 PARALLEL = 1 - 1e-6  # cosine
 NO_PROMPTS: dict = {POSITIVE: [], NEGATIVE: [], BOX: []}
 
@@ -158,10 +159,13 @@ class SceneSegmenter:
         """The session of a volume as it is now, with its encoded planes."""
         return self._session(volume_node)
 
-    def apply_slices(self, target: Target, stack: PlaneStack, masks: dict[int, Crop]) -> bool:
+    def apply_slices(self, target: Target, stack: PlaneStack, masks: dict[int, Crop], span: range = range(0)) -> bool:
         """Write masks on slices of a stack into the segment, in place of what earlier runs put there; one undo step.
 
         Slices with prompts keep their answer.
+
+        Args:
+            span: slices without a mask on which what an earlier run put there is removed: the object is not there.
 
         Returns:
             False where it could not be written; the user has been told why.
@@ -169,9 +173,8 @@ class SceneSegmenter:
         answers = self._answers.get(target.key, {})
         found = [SliceMask(stack.planes[index], mask) for index, mask in masks.items()
                  if not self._is_prompted(answers.get(stack.planes[index].key()))]
-        new = {one.plane.key() for one in found}
-        dropped = [plane.key() for plane in stack.planes if plane.key() in answers and plane.key() not in new
-                   and not self._is_prompted(answers[plane.key()])]
+        empty = [stack.planes[index].key() for index in span if index not in masks]
+        dropped = [key for key in empty if key in answers and not self._is_prompted(answers[key])]
         snapshot = self.prompts(target.segmentation, target.segment_id).snapshot()
         return self._apply(target, snapshot, [None] * len(found), found, dropped)
 
@@ -211,25 +214,29 @@ class SceneSegmenter:
         return answer is not None and answer.prompts is not None
 
     def prefetch(self, volume_node: Any, plane: SlicePlane) -> None:
-        """Encode a plane that a prompt may soon be placed on, then its neighbours outwards; clicks never wait for it.
+        """Encode a plane that a prompt may soon be placed on, then outwards from it and from those that have prompts.
 
-        A newer call replaces it.
+        Clicks never wait for it, and a newer call replaces it.
         """
         session = self._session(volume_node)
         slice_to_ras = plane.pixel_to_ras @ np.diag([1.0, -1, 1, 1])
+        prompted = {key for answers in self._answers.values() for key, answer in answers.items()
+                    if self._is_prompted(answer)}
 
         def work(job: Job) -> None:
             session.encode([plane], job.cancelled)
             stack = PlaneStack.parallel_to(session.volume, slice_to_ras)
             middle = stack.nearest(plane.to_ras((np.array(plane.shape[::-1]) - 1) / 2))
-            for offset in range(1, PREFETCHED + 1):
-                for index in (middle - offset, middle + offset):
+            starts = [middle, *(index for index, one in enumerate(stack.planes)
+                                if index != middle and one.key() in prompted)]
+            for offset in range(PREFETCHED + 1):
+                for index in (place for start in starts for place in {start - offset, start + offset}):
                     if not job.step():
                         return
                     if 0 <= index < len(stack):
                         session.encode([stack.planes[index]], job.cancelled)
 
-        self.jobs.submit("prefetch", work, lambda _: None, self.failed, urgent=False, label="Preparing slices")
+        self.jobs.submit(PREFETCH, work, lambda _: None, self.failed, urgent=False, label="Preparing slices")
 
     # --- undo ------------------------------------------------------------------------------------------------------
 

@@ -161,8 +161,11 @@ class SegmentWriter:
         self.logic.SetSourceVolumeNode(volume)
         self.logic.SetCurrentSegmentID(segment_id)
         self.logic.UpdateReferenceGeometryImage()
-        self.logic.UpdateAlignedSourceVolume()
-        self.logic.UpdateMaskLabelmap()
+        # Both take time with the volume's size, and only masking asks for them.
+        if self.node.GetSourceVolumeIntensityMask():
+            self.logic.UpdateAlignedSourceVolume()
+        if self.node.GetMaskMode() != slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere:
+            self.logic.UpdateMaskLabelmap()
 
     def _modify(self, segmentation, segment_id, volume, extent, array, mode, exact: bool = False) -> None:
         """Change a segment by a mask; ``exact``: whatever the masking says, and without touching its neighbours."""
@@ -178,11 +181,13 @@ class SegmentWriter:
             slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
                 labelmap, self.logic.GetReferenceGeometryImage(), aligned, False, True)  # nearest, beyond its edges
             labelmap = aligned
-        overwrite = self.node.GetOverwriteMode()
+        overwrite, by_intensity = self.node.GetOverwriteMode(), self.node.GetSourceVolumeIntensityMask()
         if exact:
             self.node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
+            self.node.SetSourceVolumeIntensityMask(False)  # the logic's own bypass leaves this one on
         self.logic.ModifySegmentByLabelmap(segmentation, segment_id, labelmap, mode, False, exact)
         self.node.SetOverwriteMode(overwrite)
+        self.node.SetSourceVolumeIntensityMask(by_intensity)
 
 
 def prepare_segmentation(segmentation: Any, volume: Any) -> None:

@@ -91,4 +91,9 @@ def window_of(node: Any) -> tuple[float, float] | None:
 
 
 def _modality(node: Any) -> str:
-    return node.GetAttribute("DICOM.Modality") or ""
+    """DICOM modality, where Slicer's DICOM import leaves it: with the volume's item of the subject hierarchy."""
+    name = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
+    scene = node.GetScene()
+    hierarchy = scene.GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode") if scene is not None else None
+    item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+    return (hierarchy.GetItemAttribute(item, name) if item else "") or node.GetAttribute(name) or ""

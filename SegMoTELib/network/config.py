@@ -31,6 +31,7 @@ class AutoTarget:
         color: (red, green, blue), each 0-255.
         terminology: a terminology entry in Slicer's serialised form, or "" where none fits.
         sources: the training labels it stands for, each ``"<data set>:<label index>"``.
+        plane: of the training slices, "axial", "coronal" or "sagittal"; "" where they had none or several.
     """
 
     name: str
@@ -38,6 +39,7 @@ class AutoTarget:
     color: tuple[int, int, int] = (128, 174, 128)
     terminology: str = ""
     sources: tuple[str, ...] = ()
+    plane: str = ""
 
 
 @dataclass(frozen=True)

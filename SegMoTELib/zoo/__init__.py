@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from SegMoTELib.errors import CheckpointError
@@ -50,12 +50,14 @@ class ModelCard:
 
     Attributes:
         name: of the architecture. licence: of the weights, or "" where the file does not say.
-        targets: (name, modality) of what Auto finds; empty where it was not trained.
+        targets: (name, modality) of what Auto finds; empty where it was not trained. planes: target -> the plane of
+            its training slices, where they had one.
     """
 
     name: str
     licence: str
     targets: tuple[tuple[str, str], ...]
+    planes: dict[str, str] = field(default_factory=dict)
 
 
 def read_card(path: str | Path) -> ModelCard:
@@ -77,6 +79,7 @@ def read_card(path: str | Path) -> ModelCard:
         trained = json.loads(metadata.get("trained", "{}"))
         targets = tuple((str(one["name"]), str(one["modality"])) for one in config.get("auto_targets", ()))
         return ModelCard(str(config.get("name", path.stem)), str(metadata.get("licence", "")),
-                         targets if trained.get("auto") else ())
+                         targets if trained.get("auto") else (),
+                         {str(one["name"]): str(one.get("plane", "")) for one in config.get("auto_targets", ())})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error

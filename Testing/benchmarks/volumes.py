@@ -2,6 +2,7 @@
 
     python Testing/benchmarks/volumes.py accuracy ../shared/data/volumes -o volumes.csv
     python Testing/benchmarks/volumes.py table volumes.csv
+    python Testing/benchmarks/volumes.py directions ../shared/data/volumes --only totalseg_mr_3mm
     python Testing/benchmarks/volumes.py speed ../shared/data/volumes/totalseg_ct_512
 
 Prompts are simulated from the truth: a box around the object on the prompted slices, clicks in the middle of the
@@ -16,7 +17,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -31,6 +32,7 @@ from SegMoTELib.cli.volumes import load_predictor, voxels_of
 from SegMoTELib.evaluation.metrics import dice
 from SegMoTELib.imaging.files import read_volume
 from SegMoTELib.imaging.intensity import range_of
+from SegMoTELib.imaging.planes import NORMALS
 from SegMoTELib.imaging.stacks import PlaneStack
 from SegMoTELib.imaging.volume import Volume
 from SegMoTELib.interaction.carrying import Crop
@@ -68,22 +70,37 @@ class Case:
         mask = self.session.predict(plane, box=corners).mask
         return mask if mask.any() else self.slices[index]
 
+    def on_every_slice(self) -> np.ndarray:
+        """(K, J, I) bool: a box on each slice that holds the object."""
+        return voxels_of({int(index): Crop.of(self.ask(index)) for index in self.present}, self.stack)
 
-def open_cases(root: Path, per_volume: int, seed: int, model: str) -> Iterator[Case]:
+    def along(self, orientation: str) -> Case:
+        """The same structure on slices of another direction."""
+        stack, own = PlaneStack.along(self.session.volume, orientation), self._truth_volume()
+        return replace(self, stack=stack, slices=[plane.extract(own) > 0 for plane in stack.planes])
+
+    def _truth_volume(self) -> Volume:
+        return Volume(self.truth.astype(np.uint8), self.session.volume.ijk_to_ras)
+
+
+def open_cases(root: Path, per_volume: int, seed: int, model: str, only: tuple[str, ...] = ()) -> Iterator[Case]:
     """Seeded draw of structures with at least eight slices, from folders with image, label and info.json."""
     predictor, rng = load_predictor(model, "auto", False), np.random.default_rng(seed)
     for folder in sorted(path for path in root.iterdir() if (path / "info.json").exists()):
         info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-        volume, labels = read_volume(folder / "image.nii.gz"), read_volume(folder / "label.nii.gz").array
+        labels = read_volume(folder / "label.nii.gz").array
+        order = rng.permutation([value for value in np.unique(labels) if value])
+        if only and folder.name not in only:
+            continue
+        volume = read_volume(folder / "image.nii.gz")
         session = Session(predictor, volume,
                           range_of(volume, "ct_soft_tissue" if info["modality"] == "CT" else "percentiles"))
-        stack, taken = PlaneStack.along(volume, "axial"), 0
-        for value in rng.permutation([value for value in np.unique(labels) if value]):
-            truth = labels == value
-            own = Volume(truth.astype(np.uint8), volume.ijk_to_ras)
-            case = Case(folder.name, info["labels"][str(value)], session, stack, truth,
-                        [plane.extract(own) > 0 for plane in stack.planes])
-            if len(case.present) >= 8 and taken < per_volume:
+        taken = 0
+        for value in order:
+            if taken == per_volume:
+                break
+            case = Case(folder.name, info["labels"][str(value)], session, None, labels == value, []).along("axial")
+            if len(case.present) >= 8:
                 taken += 1
                 yield case
 
@@ -102,7 +119,7 @@ def run_methods(case: Case) -> dict[str, np.ndarray]:
         METHODS[1]: voxels_of(propagate(case.session, case.stack, three, 0, last).masks, case.stack),
         METHODS[2]: fill_between(seeds, case.session.volume),
         METHODS[3]: grow_cut(case, seeds, sorted(three)),
-        METHODS[4]: voxels_of({int(index): Crop.of(case.ask(index)) for index in present}, case.stack),
+        METHODS[4]: case.on_every_slice(),
     }
 
 
@@ -226,6 +243,20 @@ def table(table_path: Path) -> None:
 
 
 @main.command()
+@click.argument("root", type=click.Path(exists=True, path_type=Path))
+@click.option("--only", multiple=True, help="Folder to take; default: all.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--model", default="segmote-tiny", show_default=True)
+def directions(root: Path, only: tuple[str, ...], seed: int, model: str) -> None:
+    """Do three orthogonal directions agree better than one? A box on every slice in each, and two votes of three."""
+    click.echo("| volume | structure | axial | sagittal | coronal | two of three |\n|" + " --- |" * 6)
+    for case in open_cases(root, 1, seed, model, only):
+        found = [case.along(name).on_every_slice() for name in NORMALS]
+        scores = [dice(one, case.truth) for one in (*found, np.sum(found, axis=0) >= 2)]
+        click.echo("| " + " | ".join([case.volume, case.label, *(f"{score:.3f}" for score in scores)]) + " |")
+
+
+@main.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--model", default="segmote-tiny", show_default=True)
 def speed(folder: Path, model: str) -> None:
@@ -253,13 +284,16 @@ def speed(folder: Path, model: str) -> None:
         click.echo(f"{name}: {1000 * value:.0f} ms per slice")
     click.echo("resident memory: " + ", ".join(f"{value:.0f} MiB after {n} slices" for n, value in memory))
     click.echo(f"prefetch: {prefetch_hits(case):.0%} of clicks found their slice ready")
+    alone, meanwhile, ready = click_while_prefetching(case)
+    click.echo(f"click on an encoded slice: {1000 * alone:.0f} ms alone, {1000 * meanwhile:.0f} ms while others are "
+               f"prefetched, of which {ready} of {count} were ready by then")
     click.echo(f"cancel to idle: {1000 * cancel_to_idle(case):.0f} ms until the panel is free, "
                f"{1000 * cancel_to_idle(case, thread=True):.0f} ms until the thread has ended")
 
 
 def open_cases_of(folder: Path, model: str) -> Iterator[Case]:
     """The structures of one volume."""
-    return (case for case in open_cases(folder.parent, 1, 0, model) if case.volume == folder.name)
+    return open_cases(folder.parent, 1, 0, model, (folder.name,))
 
 
 def prefetch_hits(case: Case, clicks: int = 20, seconds_between: float = 1.0) -> float:
@@ -281,6 +315,36 @@ def prefetch_hits(case: Case, clicks: int = 20, seconds_between: float = 1.0) ->
         hits += session.is_encoded(case.stack.planes[index])
     jobs.stop()
     return hits / clicks
+
+
+def click_while_prefetching(case: Case, clicks: int = 7) -> tuple[float, float, int]:
+    """Median seconds of a click with nothing else to do, and in the middle of prefetching; slices ready at the end."""
+    jobs, session = Jobs(), Session(load_predictor("segmote-tiny", "auto", False), case.session.volume,
+                                    case.session.intensity_range)
+    plane = case.stack.planes[len(case.stack) // 2]
+    point = plane.to_ras(np.array([plane.shape[::-1]]) / 2)
+    session.predict(plane, positives=point)
+
+    def answer() -> float:
+        started, done = time.perf_counter(), []
+        jobs.submit("click", lambda job: session.predict(plane, positives=point), done.append, done.append)
+        while not done:
+            jobs.deliver(0.01)
+        return time.perf_counter() - started
+
+    def prefetch(job):
+        while job.step():
+            for other in case.stack.planes:
+                if job.step():
+                    session.encode([other], job.cancelled)
+
+    alone = float(np.median([answer() for _ in range(clicks)]))
+    jobs.submit("prefetch", prefetch, lambda _: None, lambda _: None, urgent=False)
+    time.sleep(0.05)
+    meanwhile = float(np.median([answer() for _ in range(clicks)]))
+    ready = sum(session.is_encoded(other) for other in case.stack.planes)
+    jobs.stop()
+    return alone, meanwhile, ready
 
 
 def cancel_to_idle(case: Case, thread: bool = False) -> float:

@@ -13,6 +13,7 @@ from SegMoTELib.cli import group
 from SegMoTELib.cli.batch import find_cases
 from SegMoTELib.errors import PromptError, SegMoTEError
 from SegMoTELib.interaction.embeddings import SUFFIX
+from SegMoTELib.interaction.session import Session
 
 TARGET = "fetal head"
 SHAPE = (8, 48, 56)
@@ -62,6 +63,26 @@ def test_propagate_stays_within_the_range_and_refuses_one_between_prompts(scan, 
     result = run("propagate", scan(), "--box=-13,-10,4,-39,-38,4", "--box=-13,-10,10,-39,-38,10",
                  "--until=-26,-24,8", "-o", out)
     assert isinstance(result.exception, PromptError)
+
+
+@pytest.mark.parametrize("spelled", [
+    ["--point", "-26,-24,6", "-26,-24,8", "--exclude", "-5,-5,8", "-50,-40,8"],
+    ["--point=-26,-24,6", "--point", "-26,-24,8", "--exclude=-5,-5,8", "--exclude", "-50,-40,8"]])
+def test_positions_are_read_as_people_type_them(scan, tmp_path, monkeypatch, spelled):
+    asked = {}
+    predict = Session.predict
+    monkeypatch.setattr(Session, "predict", lambda self, plane, positives, negatives, box: asked.update(
+        {round(float(plane.pixel_to_ras[2, 3])): (positives.tolist(), negatives.tolist())}) or predict(
+            self, plane, positives, negatives, box))
+    result = run("propagate", scan(), *spelled, "-o", tmp_path / "out.seg.nrrd")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert asked == {6: ([[-26, -24, 6]], []), 8: ([[-26, -24, 8]], [[-5, -5, 8], [-50, -40, 8]])}
+
+
+def test_an_excluded_point_alone_on_a_slice_is_named_by_its_slice(scan, tmp_path):
+    result = run("propagate", scan(), "--point", "-26,-24,6", "--exclude", "-5,-5,10", "-o", tmp_path / "o.seg.nrrd")
+    assert isinstance(result.exception, PromptError)
+    assert str(result.exception).startswith("Slice 6: only excluded points")
 
 
 def test_propagate_needs_a_prompt(scan, tmp_path):
@@ -116,6 +137,14 @@ def test_a_cluster_of_two_workers_gives_the_same_as_one_process(scan, tmp_path):
     assert run("batch", tmp_path / "in", "--auto", TARGET, "-o", tmp_path / "one").exit_code == 0
     for name in ("a.seg.nrrd", "b.seg.nrrd"):
         np.testing.assert_array_equal(segment_of(tmp_path / "one" / name), segment_of(tmp_path / "two" / name))
+
+
+def test_a_target_that_is_not_offered_is_said_before_anything_is_made(scan, tmp_path):
+    scan("in/a.nii.gz")
+    result = run("batch", tmp_path / "in", "--auto", "unicorn")
+    assert isinstance(result.exception, PromptError)
+    assert TARGET in str(result.exception)
+    assert not (tmp_path / "in" / "segmentations").exists()
 
 
 def test_two_volumes_of_one_name_are_refused(scan, tmp_path):

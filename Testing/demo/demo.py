@@ -37,6 +37,8 @@ from Testing.slicer_stub.application import volume_node  # noqa: E402
 
 CORRECTIONS = 3  # clicks after the box
 TILT = np.deg2rad(25)
+COLORS = {"axial": (0.95, 0.75, 0.35), "sagittal": (0.45, 0.8, 0.55), "oblique": (0.5, 0.7, 0.95)}
+CONTEXT, SMALLEST = 1.8, 70.0  # size of a picture, in sizes of what is shown, and at least, millimetres
 
 
 def largest(labels: np.ndarray) -> np.ndarray:
@@ -81,26 +83,33 @@ class Demo:
             self.guide = largest(ndimage.label(values > np.percentile(values, 75))[0])
         else:
             self.guide = truth
-        self.center = self.volume.to_ras(np.array(ndimage.center_of_mass(self.guide))[::-1])
+        deepest = ndimage.distance_transform_edt(self.guide).argmax()
+        self.center = self.volume.to_ras(np.array(np.unravel_index(deepest, self.guide.shape))[::-1])
 
     def run(self) -> None:
         """Segment in three views, propagate, Auto through the volume; save everything."""
         self.red = SliceView(slicer.util.getNode("Red"))
         segments = {}
         for name, matrix in views(self.node, self.center).items():
-            segments[name] = segment = self.logic.addSegment(self.segmentation, self.node, f"{name} view")
+            segments[name] = segment = self.logic.addSegment(self.segmentation, self.node, f"{name} view", COLORS[name])
             self.prompt(name, matrix, segment)
             target = self.logic.target(self.node, self.segmentation, segment)
             self.logic.showPromptsOf(target, lambda: None)
             self.picture(segment, matrix, name)
         self.propagate(segments["axial"])
-        target_name = self.logic.targets()[0][0]
-        print(f"Auto, {target_name}, through the volume:")
-        started = time.perf_counter()
-        segment = self.logic.autoSegment(self.node, self.segmentation, target_name, wholeVolume=True)
-        print(f"  {time.perf_counter() - started:.1f} s")
-        self.pictures_of(segment, "auto")
+        self.auto()
         self.save()
+
+    def auto(self) -> None:
+        """The first target that the model offers, through the volume, with what its result is worth here."""
+        name, modality = self.logic.targets()[0]
+        offered = ", ".join(f"{one} ({kind})" for one, kind in self.logic.targets())
+        print(f"Auto: the model finds {offered}, and nothing else. {name}, through the volume:")
+        started = time.perf_counter()
+        segment = self.logic.autoSegment(self.node, self.segmentation, name, wholeVolume=True)
+        print(f"  {time.perf_counter() - started:.1f} s. Only on {modality} images does its result mean anything; "
+              "elsewhere this shows how Auto runs.")
+        self.pictures_of(segment, "auto", f"Auto: {name}. Trained on {modality}:\nelsewhere its result means nothing.")
 
     def propagate(self, segment: str) -> None:
         """From the axial slice through the volume; then a box on the worst slice, and once more."""
@@ -124,26 +133,33 @@ class Demo:
                                         worst.to_ras(np.array([[x0, y0], [x1, y1]])))
         self.pictures_of(segment, "corrected")
 
-    def picture(self, segment: str, matrix: np.ndarray, name: str) -> None:
+    def picture(self, segment: str, matrix: np.ndarray, name: str, caption: str = "") -> None:
         """A slice view with this segment alone."""
         for other in self.segmentation.GetSegmentation().GetSegmentIDs():
             self.segmentation.GetDisplayNode().SetSegmentVisibility(other, other == segment)
-        self.red.show(self.node, matrix)
-        self.red.save(self.folder / f"{name}.png")
+        self.red.show(self.node, matrix, self.size_of(self.guide | self.found(segment)))
+        self.red.save(self.folder / f"{name}.png", caption)
 
-    def pictures_of(self, segment: str, name: str) -> None:
-        """The segment on slices through its middle, all three planes, and its surface."""
+    def size_of(self, mask: np.ndarray) -> float:
+        """Millimetres for a picture that shows a mask and what is around it."""
+        voxels = np.argwhere(mask)[:, ::-1]
+        return max(SMALLEST, CONTEXT * float(((np.ptp(voxels, axis=0) + 1) * self.volume.spacing).max()))
+
+    def pictures_of(self, segment: str, name: str, caption: str = "") -> None:
+        """The segment on slices through its middle, all three planes, and its surface; without its prompts."""
         found = self.found(segment)
         if not found.any():
             return
+        for node in slicer.util.getNodesByClass("vtkMRMLMarkupsNode"):
+            node.SetDisplayVisibility(False)
         center = self.volume.to_ras(np.array(ndimage.center_of_mass(found))[::-1])
         for orientation in ("axial", "sagittal", "coronal"):
             matrix = view_along(self.node, orientation)
             matrix[:3, 3] = center
-            self.picture(segment, matrix, f"{name}-{orientation}")
+            self.picture(segment, matrix, f"{name}-{orientation}", caption)
         self.segmentation.RemoveClosedSurfaceRepresentation()
         self.segmentation.CreateClosedSurfaceRepresentation()
-        ThreeDView().save(self.folder / f"{name}-3d.png")
+        ThreeDView().save(self.folder / f"{name}-3d.png", caption)
 
     def prompt(self, name: str, matrix: np.ndarray, segment: str) -> None:
         """A box around the structure, then clicks where the mask is wrong."""
@@ -213,7 +229,7 @@ def main() -> None:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volume", type=Path, help="volume file; default: the package's head")
-    parser.add_argument("--label", type=Path, help="its label file; the largest label is segmented")
+    parser.add_argument("--label", type=Path, help="its label file; the largest piece of its largest label is taken")
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder for the results")
     arguments = parser.parse_args()
     if arguments.volume is None:
@@ -221,7 +237,8 @@ def main() -> None:
     else:
         path, truth = arguments.volume, None
         if arguments.label is not None:
-            truth = largest(read_volume(arguments.label).array.astype(int))
+            # One object: lesions are scattered, and a box around all of them asks for nothing in particular.
+            truth = largest(ndimage.label(largest(read_volume(arguments.label).array.astype(int)))[0])
     arguments.output.mkdir(parents=True, exist_ok=True)
     Demo(path, truth, arguments.output.resolve()).run()
 

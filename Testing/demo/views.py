@@ -45,18 +45,23 @@ class SliceView:
         self.renderer.AddActor2D(image)
         self.group = _group(slicer.vtkMRMLSliceViewDisplayableManagerFactory, SLICE_MANAGERS, self.renderer, node)
 
-    def show(self, volume: Any, slice_to_ras: np.ndarray, margin: float = 1.05) -> None:
-        """Show a volume on a plane, (4, 4) slice to RAS, fitted into the view."""
+    def show(self, volume: Any, slice_to_ras: np.ndarray, size: float | None = None) -> None:
+        """Show a volume on a plane, (4, 4) slice to RAS.
+
+        Args:
+            size: of what the view shows, millimetres; by default the volume is fitted into it.
+        """
         self.composite.SetBackgroundVolumeID(volume.GetID())
         self.node.GetSliceToRAS().DeepCopy(np.asarray(slice_to_ras, float).ravel().tolist())
         self.node.UpdateMatrices()
         bounds = [0.0] * 6
         volume.GetRASBounds(bounds)
-        field = margin * np.diff(np.array(bounds).reshape(3, 2), axis=1).max()
+        field = size or 1.05 * np.diff(np.array(bounds).reshape(3, 2), axis=1).max()
         self.node.SetFieldOfView(field, field * self.size[1] / self.size[0], 1)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, caption: str = "") -> None:
         """Write what the view shows as PNG."""
+        _caption(self.renderer, caption)
         self.logic.UpdatePipeline()
         connection = self.logic.GetImageDataConnection()
         if connection is not None:
@@ -73,24 +78,47 @@ class ThreeDView:
         self.node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLViewNode", "View1")
         self.node.SetLayoutName("1")
         self.node.SetBoxVisible(False)
+        self.node.SetAxisLabelsVisible(False)
         self.window, self.renderer = _window(size)
         interactor = vtk.vtkGenericRenderWindowInteractor()
         interactor.SetRenderWindow(self.window)
         self.renderer.SetBackground(0.75, 0.77, 0.91)
         self.group = _group(slicer.vtkMRMLThreeDViewDisplayableManagerFactory, VIEW_MANAGERS, self.renderer, self.node)
 
-    def save(self, path: Path, direction: tuple[float, float, float] = (-0.6, 1.0, 0.35)) -> None:
+    def save(self, path: Path, caption: str = "", direction: tuple[float, float, float] = (-0.6, 1.0, 0.6)) -> None:
         """Write the scene seen from a direction (R, A, S) as PNG."""
+        _caption(self.renderer, caption)
         self.window.Render()
         camera = self.renderer.GetActiveCamera()
         camera.SetFocalPoint(0, 0, 0)
         camera.SetPosition(*(1000 * value for value in direction))
         camera.SetViewUp(0, 0, 1)
         self.renderer.ResetCamera()
-        camera.Zoom(1.3)
+        camera.Zoom(1.1)
         self.renderer.ResetCameraClippingRange()
         self.window.Render()
         _save(self.window, path)
+
+
+def _caption(renderer: Any, text: str) -> None:
+    """Lines of text in the lower left corner, in place of earlier ones."""
+    actor = next((one for one in _actors(renderer) if one.IsA("vtkTextActor")), None)
+    if actor is None:
+        actor = vtk.vtkTextActor()
+        actor.SetPosition(12, 10)
+        actor.SetLayerNumber(2)
+        style = actor.GetTextProperty()
+        style.SetFontSize(17)
+        style.SetColor(1, 1, 0.6)
+        style.SetBackgroundColor(0, 0, 0)
+        style.SetBackgroundOpacity(0.6)
+        renderer.AddActor2D(actor)
+    actor.SetInput(text)
+
+
+def _actors(renderer: Any) -> list[Any]:
+    actors = renderer.GetActors2D()
+    return [actors.GetItemAsObject(index) for index in range(actors.GetNumberOfItems())]
 
 
 def _window(size: tuple[int, int]) -> tuple[Any, Any]:

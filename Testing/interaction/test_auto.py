@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from SegMoTELib.errors import PromptError
 from SegMoTELib.imaging.stacks import PlaneStack
 from SegMoTELib.imaging.volume import Volume
-from SegMoTELib.interaction.auto import best_orientation, modality_note, segment_slices
+from SegMoTELib.interaction.auto import SMALLEST_PIECE, AutoResult, _without_small_pieces, segment_slices
+from SegMoTELib.interaction.carrying import Crop
 from SegMoTELib.interaction.everything import find_everything
 from SegMoTELib.interaction.predictor import Predictor
 from SegMoTELib.interaction.session import Session
+from SegMoTELib.interaction.targets import best_orientation, modality_note
 from SegMoTELib.network import AutoTarget, load_checkpoint
 from SegMoTELib.zoo import resolve_model
 
@@ -90,6 +93,26 @@ def test_cancelling_ends_it_with_the_slices_so_far(answering, predictor):
 def test_the_slices_with_the_finest_pixels_are_chosen(spacing, expected):
     volume = Volume(np.zeros((6, 6, 6), np.uint8), np.diag([*map(float, spacing), 1.0]))
     assert best_orientation(volume) == expected
+
+
+@pytest.mark.parametrize(("spacing", "expected"), [((1, 1, 1.5), "coronal"), ((1, 1, 4), "axial")])
+def test_the_plane_of_the_training_slices_is_chosen_unless_the_voxels_speak_against_it(spacing, expected):
+    volume = Volume(np.zeros((6, 6, 6), np.uint8), np.diag([*map(float, spacing), 1.0]))
+    assert best_orientation(volume, "coronal") == expected
+
+
+def test_many_pieces_on_many_slices_are_those_of_a_whole_volume():
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(14, 40, 50)), 1.2)
+    block = noise > 0.15
+    block[5] = False  # a gap between slices
+    found = _without_small_pieces(AutoResult({index: Crop.of(mask) for index, mask in enumerate(block) if mask.any()}))
+    pieces, count = ndimage.label(block, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel())[1:]
+    large = 1 + np.flatnonzero(sizes >= SMALLEST_PIECE * sizes.max())
+    for index in range(len(block)):
+        kept = found.masks[index].full() if index in found.masks else np.zeros((40, 50), bool)
+        np.testing.assert_array_equal(kept, np.isin(pieces[index], large))
+    assert found.removed == count - len(large) > 0
 
 
 def test_another_modality_than_trained_is_said():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,50 @@ def test_several_are_computed_together_and_each_once():
     assert found[0].features.untyped_storage().nbytes() == found[0].features.nbytes  # no view of the batch
 
 
+def test_what_one_thread_computes_another_waits_for_and_the_budget_holds_throughout():
+    cache, computed, over = EmbeddingCache(budget=3 * 128), [], []
+
+    def compute(key):
+        computed.append(key)
+        time.sleep(0.02)
+        return embedding(ord(key))
+
+    def ask(keys):
+        for key in keys:
+            (found,) = cache.encode([key], lambda rows, key=key: compute(key))
+            assert float(found.features[0, 0, 0, 0]) == ord(key)
+            over.append(cache.nbytes > cache.budget)
+
+    threads = [threading.Thread(target=ask, args=("abc",)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(computed) == ["a", "b", "c"]
+    assert not any(over)
+    assert (cache.hits, cache.misses) == (15, 3)
+
+
+def test_a_thread_that_fails_does_not_fail_those_that_wait_for_it():
+    cache, started, results = EmbeddingCache(1000), threading.Event(), []
+
+    def failing(rows):
+        started.set()
+        time.sleep(0.1)
+        raise RuntimeError("no")
+
+    def first():
+        with pytest.raises(RuntimeError):
+            cache.encode(["a"], failing)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert started.wait(5)
+    results = cache.encode(["a"], lambda rows: embedding(7))
+    thread.join(5)
+    assert float(results[0].features[0, 0, 0, 0]) == 7
+
+
 def test_an_embedding_on_disk_serves_the_next_session(folder):
     assert fill(EmbeddingCache(1000, folder.path), "a") == ["a"]
     cache = EmbeddingCache(1000, folder.path)
@@ -131,6 +177,39 @@ def test_the_folder_stays_below_its_limit_and_keeps_what_was_used_last(folder, s
 def test_a_folder_that_cannot_be_written_does_not_stop_the_work(tmp_path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     assert fill(EmbeddingCache(1000, tmp_path / "file"), "a", "a") == ["a"]
+
+
+def test_a_folder_that_may_only_be_read_still_serves(folder, stored, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.utime", refused)
+    monkeypatch.setattr("pathlib.Path.unlink", refused)
+    assert folder.load("a") is not None
+    stored.write_bytes(b"damaged")
+    assert folder.load("a") is None
+
+
+def test_a_full_disk_is_told_once_and_does_not_stop_the_work(folder, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("SegMoTELib.interaction.embeddings.save_file", full)
+    assert fill(EmbeddingCache(10_000), "a") == ["a"]
+    cache = EmbeddingCache(10_000, folder.path)
+    assert fill(cache, "a", "b", "a") == ["a", "b"]
+    assert len([record for record in caplog.records if "No space" in record.getMessage()]) == 1
+
+
+def test_what_interrupted_writing_left_is_removed(folder, stored):
+    left = folder.path / ("0" * 32 + ".part")
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    EmbeddingFolder(folder.path).store("b", embedding(2))
+    assert not left.exists()
+    left.write_bytes(b"half")
+    folder.clear()
+    assert not left.exists()
 
 
 def test_clearing_removes_the_files_and_says_how_much(folder, stored):

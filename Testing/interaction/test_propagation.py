@@ -125,6 +125,25 @@ def test_the_range_is_kept(scan):
     assert found.ends == {-1: (17, "the end of the range"), 1: (22, "the end of the range")}
 
 
+def test_a_slice_left_empty_is_not_passed(scan):
+    truth = ball((20, 32, 30), (15, 18, 14))
+    session, stack = scan(truth)
+    nothing = np.zeros(stack.planes[0].shape, bool)
+    found = propagate(session, stack, {18: on(stack, truth, 18), 22: nothing, 14: nothing, 26: on(stack, truth, 26)},
+                      0, 28)
+    assert sorted(found.masks) == [15, 16, 17, 18, 19, 20, 21, 23, 24, 25, 26, 27, 28]
+    assert found.ends == {-1: (15, "slice 15 was left empty"), 1: (28, "the end of the range")}
+
+
+def test_where_grey_values_tell_nothing_it_does_not_run_on(scan):
+    truth = ball((20, 32, 30), (6, 8, 8), (60, 64, 64))
+    session, stack = scan(truth, contrast=0.0)
+    found = propagate(session, stack, {20: on(stack, truth, 20)}, 0, len(stack) - 1)
+    assert min(found.masks) >= 20 - 13
+    assert max(found.masks) <= 20 + 13
+    assert all("prompt a slice" in reason or "too small" in reason for _, reason in found.ends.values())
+
+
 @pytest.mark.parametrize("stop_after", [1, 4, 11])
 def test_cancelling_keeps_the_finished_slices(scan, stop_after):
     truth = ball((20, 32, 30), (15, 18, 14))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -136,3 +137,17 @@ def test_a_huge_volume_costs_no_more_than_its_slice(predictor):
     tracemalloc.stop()
     assert answer.mask.shape == (2048, 2048)
     assert peak < 1 << 30
+
+
+def test_sessions_of_one_model_in_several_threads_get_their_own_answers(predictor):
+    volumes = [Volume(np.random.default_rng(seed).normal(100, 20, (2, 48, 64)).astype(np.float32), np.eye(4))
+               for seed in range(4)]
+    sessions = [Session(predictor, volume, (50.0, 150.0)) for volume in volumes]
+    plane = SlicePlane.through(volumes[0], "axial", [20, 20, 0])
+    alone = [session.predict(plane, positives=[[20, 20, 0]]).logits for session in sessions]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(3):
+            together = list(threads.map(lambda session: session.predict(plane, positives=[[20, 20, 0]]).logits,
+                                        sessions))
+            for one, other in zip(alone, together, strict=True):
+                np.testing.assert_array_equal(one, other)

@@ -14,7 +14,7 @@ from SegMoTELib.imaging.planes import MaskPatch, SlicePlane  # noqa: E402
 from SegMoTELib.interaction.predictor import Predictor  # noqa: E402
 from SegMoTELib.mrml.preview import NAME  # noqa: E402
 from SegMoTELib.mrml.runs import VolumeRuns  # noqa: E402
-from SegMoTELib.mrml.segmenter import SceneSegmenter  # noqa: E402
+from SegMoTELib.mrml.segmenter import PREFETCH, SceneSegmenter  # noqa: E402
 from SegMoTELib.mrml.segments import Change, prepare_segmentation, segment_mask  # noqa: E402
 from SegMoTELib.mrml.target import Target  # noqa: E402
 from SegMoTELib.mrml.volumes import stack_along, view_along, volume_of  # noqa: E402
@@ -224,6 +224,53 @@ def test_auto_on_an_empty_volume_says_that_it_found_nothing(segmenter, runs, tar
     segmenter.jobs.finish()
     assert "nothing found here. It was trained on" in told[-1]
     assert not mask(target).any()
+
+
+def test_a_segment_locked_meanwhile_costs_nothing_of_the_result(scene, segmenter, runs, target, stack, told):
+    click(segmenter, target, 28, 30, 10)
+    one_slice, logic = mask(target), slicer.vtkSlicerSegmentationsModuleLogic
+    runs.propagate(target, stack, 8, 12)
+    segment = target.segmentation.GetSegmentation().GetSegment(target.segment_id)
+    logic.SetSegmentStatus(segment, logic.Completed)
+    segmenter.jobs.finish()
+    assert "locked" in told[-1]
+    np.testing.assert_array_equal(mask(target), one_slice)
+    assert previews(scene) == 1
+    logic.SetSegmentStatus(segment, logic.InProgress)
+    assert runs.apply()
+    assert mask(target)[[8, 9, 11, 12]].any(axis=(1, 2)).all()
+    assert previews(scene) == 0
+
+
+def test_a_run_keeps_what_an_earlier_one_found_outside_its_range(segmenter, runs, target, stack):
+    click(segmenter, target, 28, 30, 10)
+    runs.propagate(target, stack, 8, 12)
+    segmenter.jobs.finish()
+    below = mask(target)[:10]
+    assert below[8:].any(axis=(1, 2)).all()
+    runs.propagate(target, stack, 8, 11, direction=1)
+    segmenter.jobs.finish()
+    np.testing.assert_array_equal(mask(target)[:10], below)
+
+
+def test_a_volume_that_got_another_geometry_meanwhile_is_not_written_to(segmenter, runs, target, stack, told):
+    click(segmenter, target, 28, 30, 10)
+    before = mask(target)
+    runs.propagate(target, stack, 8, 12)
+    target.volume.SetSpacing(2.0, 2.0, 2.0)
+    segmenter.jobs.finish()
+    assert "another geometry" in told[-1]
+    target.volume.SetSpacing(1.0, 1.0, 2.0)
+    np.testing.assert_array_equal(mask(target), before)
+
+
+def test_a_run_does_not_wait_for_slices_that_are_prepared(segmenter, runs, target, stack):
+    click(segmenter, target, 28, 30, 10)
+    segmenter.prefetch(target.volume, stack.planes[3])
+    prefetching = next(job for job in segmenter.jobs._all() if job.key == PREFETCH)
+    runs.propagate(target, stack, 9, 11)
+    assert prefetching.cancelled()
+    segmenter.jobs.finish()
 
 
 def test_a_target_that_the_model_lacks_is_refused(runs, target, stack):

@@ -151,6 +151,15 @@ def test_the_segment_editors_intensity_range_holds(scene, writer, segmentation, 
     np.testing.assert_array_equal(cells(segmentation, ready[0], volume)[5, 3:10, 3:10], bright)
 
 
+def test_undo_is_exact_whatever_intensity_range_is_set_by_then(scene, writer, segmentation, volume, ready):
+    written = writer.write(segmentation, ready[0], volume, [Change(block(3, 9, 3, 9, 5, 5))])
+    editor(scene, SourceVolumeIntensityMask=True).SetSourceVolumeIntensityMaskRange(1e5, 2e5)
+    writer.exchange(segmentation, ready[0], volume, written, [])
+    assert not cells(segmentation, ready[0], volume).any()
+    writer.exchange(segmentation, ready[0], volume, [], written)
+    assert cells(segmentation, ready[0], volume).sum() == 49
+
+
 def test_a_locked_segment_is_refused_with_its_name(writer, segmentation, volume, ready):
     segment = segmentation.GetSegmentation().GetSegment(ready[0])
     logic = slicer.vtkSlicerSegmentationsModuleLogic

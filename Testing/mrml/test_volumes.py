@@ -26,6 +26,14 @@ def test_what_is_no_image_is_refused_with_its_name(scene):
         volume_of(empty)
 
 
+def test_the_modality_is_found_where_slicers_dicom_import_leaves_it(scene, volume):
+    assert volume_of(volume).modality == ""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    item = hierarchy.CreateItem(hierarchy.GetSceneItemID(), volume)
+    hierarchy.SetItemAttribute(item, "DICOM.Modality", "CT")
+    assert volume_of(volume).modality == "CT"
+
+
 @pytest.mark.parametrize("components", [2, 7])
 def test_several_values_per_voxel_that_are_no_colours_are_refused(scene, components):
     node = scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "many")
