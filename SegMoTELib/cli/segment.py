@@ -11,6 +11,7 @@ import numpy as np
 from SegMoTELib.cli import completion
 from SegMoTELib.cli.volumes import (
     PLANES,
+    PositionsCommand,
     common_options,
     json_option,
     load_predictor,
@@ -43,7 +44,7 @@ class Millimetres(click.ParamType):
         return numbers
 
 
-@click.command(short_help="Segment a volume from points, a box, or by name.")
+@click.command(cls=PositionsCommand, short_help="Segment one slice of a volume, from points, a box or by name.")
 @click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
 @click.option("--point", "points", multiple=True, type=Millimetres("R", "A", "S"), help="A point inside the object.")
 @click.option("--exclude", "excluded", multiple=True, type=Millimetres("R", "A", "S"), help="A point outside of it.")
@@ -66,7 +67,7 @@ def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None
 
     VOLUME is an image file (NIfTI, NRRD, ...), a DICOM file, or a folder with a DICOM series.
 
-    Positions are RAS millimetres, as Slicer shows them: --point=12.5,-40,30 (with "=", for the minus sign's sake).
+    Positions are RAS millimetres, as Slicer shows them: --point -12.5,-40,30; several may follow one another.
     """
     from SegMoTELib.imaging.files import NamedMask, write_segmentation
     from SegMoTELib.imaging.planes import SlicePlane
