@@ -6,13 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 # Extra of pyproject.toml ("" = always needed) -> names on PyPI.
 PACKAGES = {
-    "": ("click", "filelock", "numpy", "platformdirs", "pooch", "psutil", "pydicom", "safetensors", "scipy",
+    "": ("click", "filelock", "numpy", "pillow", "platformdirs", "pooch", "psutil", "pydicom", "safetensors", "scipy",
          "segment-anything", "SimpleITK", "torch", "torchvision", "tqdm"),
-    "research": ("highdicom", "ImageHash", "Jinja2", "matplotlib", "monai", "opencv-python-headless", "pillow",
-                 "PyYAML", "scikit-image"),
+    "dicom": ("highdicom",),
+    "research": ("ImageHash", "Jinja2", "matplotlib", "monai", "opencv-python-headless", "PyYAML", "scikit-image"),
     "cluster": ("distributed",),
 }
-PURPOSES = {"research": "curate, train, evaluate and DICOM SEG", "cluster": "batch --cluster"}
+PURPOSES = {"dicom": "DICOM SEG", "research": "curate, train and evaluate", "cluster": "batch --cluster"}
 BESIDES = {"slicer-core": "bench click and the tests on a Slicer scene", "vtk": "comes with slicer-core"}
 # Name in "import" -> name on PyPI, where they differ in more than capitals.
 IMPORTED_AS = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "PyYAML", "skimage": "scikit-image",
