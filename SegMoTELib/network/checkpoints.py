@@ -22,7 +22,7 @@ from torch import Tensor
 
 from SegMoTELib.errors import CheckpointError
 from SegMoTELib.network.config import SAM_ENCODERS, AutoTarget, ModelConfig
-from SegMoTELib.network.model import SegMoTE, build_model, is_adapter
+from SegMoTELib.network.model import LEARNED_WITH_BASE, SegMoTE, build_model, is_adapter
 from SegMoTELib.network.published import from_published, is_published
 
 FORMAT = "segmote-1"
@@ -82,7 +82,7 @@ def save_checkpoint(model: SegMoTE, path: str | Path, metadata: dict[str, str] |
 def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTarget, ...] = ()) -> SegMoTE:
     """Return a model with the same base and, where the configuration differs, fresh adapters.
 
-    Of a compact model, experts that were never trained start from the base's own mask token and head.
+    Of a compact model, experts that are not trained for this base start from its own mask token and head.
 
     Args:
         model: its base is kept. overrides: ``ModelConfig`` fields of the adapters (experts, top_k, gating, ...).
@@ -95,7 +95,8 @@ def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTar
     same_targets = [t.name for t in targets] == [t.name for t in model.config.auto_targets]
     for name, value in state.items():
         target_specific = name in ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
-        if name in own and own[name].shape == value.shape and (same_targets or not target_specific):
+        stale = is_adapter(name) and not model.adapters_trained and not name.startswith(LEARNED_WITH_BASE)
+        if name in own and own[name].shape == value.shape and (same_targets or not target_specific) and not stale:
             state[name] = own[name].clone()
         elif not is_adapter(name):
             raise CheckpointError(f"overrides {sorted(overrides)} change the frozen base ({name}); "

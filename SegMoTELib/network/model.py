@@ -17,6 +17,8 @@ Points = tuple[Tensor, Tensor]
 # Parts that SegMoTE adds to SAM: trained in the adapt stage, switched off with ``adapters=False``.
 ADAPTER_PREFIXES = (
     "prompt_tokenizer.", "mask_decoder.expert_", "mask_decoder.compress_vit_feat.", "mask_decoder.target_dense.")
+# Of these, what the base stage learns, too: the prompts that stand for an auto target.
+LEARNED_WITH_BASE = ("prompt_tokenizer.", "mask_decoder.target_dense.")
 
 
 class SegMoTE(nn.Module):

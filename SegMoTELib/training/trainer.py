@@ -20,6 +20,7 @@ from SegMoTELib.data.pack import open_packs
 from SegMoTELib.errors import CheckpointError, DataError
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
 from SegMoTELib.network.checkpoints import attach_adapters, read_tensors
+from SegMoTELib.network.model import LEARNED_WITH_BASE
 from SegMoTELib.training.config import Phase, TrainingConfig
 from SegMoTELib.training.curves import draw_curves
 from SegMoTELib.training.dataset import TrainingData
@@ -230,7 +231,7 @@ class Trainer:
         adapters = self.model.adapter_parameters()
         for name, parameter in self.model.named_parameters():
             if self.config.stage == "base":
-                learns = name not in adapters or name.startswith(("prompt_tokenizer.", "mask_decoder.target_dense."))
+                learns = name not in adapters or name.startswith(LEARNED_WITH_BASE)
             else:
                 learns = name in adapters or (self.config.train_decoder and name.startswith("mask_decoder."))
             parameter.requires_grad_(learns)

@@ -314,6 +314,10 @@ def test_untrained_experts_of_a_compact_model_start_from_the_base(small_tiny_con
         base, expert = (started.decode(started.encode(pixels), boxes=boxes, adapters=use).logits.flatten()
                         for use in (False, True))
     assert torch.corrcoef(torch.stack([base, expert]))[0, 1] > 0.5
+    again = attach_adapters(model, {})
+    gate = "mask_decoder.transformer.layers.0.experts.gate"
+    assert not torch.equal(again.state_dict()[gate], model.state_dict()[gate])
+    assert torch.equal(again.prompt_tokenizer.queries, model.prompt_tokenizer.queries)  # learned with the base
     model.adapters_trained = True
     kept = attach_adapters(model, {})
     assert torch.equal(kept.mask_decoder.expert_tokens.weight, model.mask_decoder.expert_tokens.weight)
