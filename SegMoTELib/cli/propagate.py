@@ -95,7 +95,7 @@ def _prompted_masks(session: Session, stack: PlaneStack, points: tuple, excluded
         except PromptError as error:
             raise PromptError(f"{where}{str(error)[0].lower()}{str(error)[1:]}") from None
         masks[index] = answer.mask
-        prompted.append({"slice": index + 1, "predicted_iou": round(answer.iou, 4)})
+        prompted.append({"slice": int(index) + 1, "predicted_iou": round(answer.iou, 4)})
     if not any(mask.any() for mask in masks.values()):
         raise PromptError("The model sees no object at these prompts: try a box around it, or another --intensity.")
     return masks, prompted
@@ -116,8 +116,8 @@ def _span(stack: PlaneStack, masks: dict[int, np.ndarray], limits: tuple) -> tup
 def _story(found) -> dict:
     """Slices are counted from 1, as in words."""
     least = min(found.confidence, key=found.confidence.get, default=None)
-    return {"slices": [index + 1 for index in found.masks],
-            "ends": {"first" if sign < 0 else "last": {"slice": index + 1, "because": reason}
+    return {"slices": [int(index) + 1 for index in found.masks],
+            "ends": {"first" if sign < 0 else "last": {"slice": int(index) + 1, "because": reason}
                      for sign, (index, reason) in sorted(found.ends.items())},
-            "least_sure": None if least is None else {"slice": least + 1,
+            "least_sure": None if least is None else {"slice": int(least) + 1,
                                                       "confidence": round(found.confidence[least], 4)}}

@@ -138,11 +138,13 @@ class Pack:
 
 
 def check_identifier(identifier: object) -> str:
-    """Return an image's name if it is one; a path could lead out of the data set's folder.
+    """Return an image's name, which may be a number, if it is one; a path could lead out of the data set's folder.
 
     Raises:
         ValueError: not a plain file name.
     """
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
+        return str(identifier)
     if not isinstance(identifier, str) or not identifier or identifier[0] == "." or re.search(r'[/\\:\0]', identifier):
         raise ValueError(f"{identifier!r} is not the name of an image")
     return identifier
@@ -159,7 +161,7 @@ def open_pack(folder: str | Path) -> Pack:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         labels = {int(index): str(name) for index, name in info["labels"].items() if int(index) != 0}
-        info["splits"] = {split: [check_identifier(str(identifier)) for identifier in _listed(identifiers, split)]
+        info["splits"] = {split: [check_identifier(identifier) for identifier in _listed(identifiers, split)]
                           for split, identifiers in info["splits"].items()}
     except FileNotFoundError:
         raise DataError(f"{folder}: no dataset.json; is this a data set in the pack's layout?") from None

@@ -20,7 +20,7 @@ from SegMoTELib.data.writer import PackWriter
 from SegMoTELib.errors import DataError
 from SegMoTELib.training.config import load_training_config
 
-OUTSIDE = ["../../x", "..", "/etc/passwd", "a/b", "a\\b", "C:x", ".hidden", "", "nul\0byte", 5, None]
+OUTSIDE = ["../../x", "..", "/etc/passwd", "a/b", "a\\b", "C:x", ".hidden", "", "nul\0byte", None]
 
 
 class Evil:
