@@ -66,7 +66,7 @@ def auto_file(volume_path: Path, target: str, orientation: str | None, intensity
     write_segmentation(output, session.volume, [NamedMask(target, known.color, mask, known.terminology)])
     result = measured(output, target, mask, session.volume) | {
         "plane": orientation, "slices": len(found.masks), "slices_searched": found.slices,
-        "pieces_left_out": found.removed}
+        "pieces_left_out": int(found.removed)}
     note = modality_note(session.volume, target, predictor.auto_targets)
     result["warnings"] += [note] if note else []
     if not found.masks:

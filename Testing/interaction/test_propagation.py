@@ -136,7 +136,7 @@ def test_a_slice_left_empty_is_not_passed(scan):
 
 
 def test_where_grey_values_tell_nothing_it_does_not_run_on(scan):
-    truth = ball((20, 32, 30), (6, 8, 8), (60, 64, 64))
+    truth = ball((39, 32, 30), (6, 8, 8), (60, 64, 64))
     session, stack = scan(truth, contrast=0.0)
     found = propagate(session, stack, {20: on(stack, truth, 20)}, 0, len(stack) - 1)
     assert min(found.masks) >= 20 - 13
