@@ -107,14 +107,10 @@ class Studio:
             file = Path(folder) / "view.png"
             if view == "3D":
                 self.surfaces()
-                view3d = ThreeDView(self.size)
-                view3d.node.SetAxisLabelsVisible(False)
-                view3d.save(file, direction=(0.9, -0.9, 0.4))
+                ThreeDView(self.size).save(file, direction=(0.9, -0.9, 0.4))
             else:
                 shown = SliceView(self.nodes[view], self.size)
-                shown.show(self.node, slicer.util.arrayFromVTKMatrix(self.nodes[view].GetSliceToRAS()))
-                if self.field is not None:
-                    shown.node.SetFieldOfView(self.field, self.field * self.size[1] / self.size[0], 1)
+                shown.show(self.node, slicer.util.arrayFromVTKMatrix(self.nodes[view].GetSliceToRAS()), self.field)
                 shown.save(file)
             drawn = QtGui.QImage(str(file))
         width, height = self.size
