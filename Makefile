@@ -20,11 +20,12 @@ screenshots: $(VENV)/.ready  ## make all pictures of the documentation anew, in 
 docs: $(VENV)/.ready  ## pages and API reference as HTML, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
-test: $(VENV)/.ready lint  ## set up everything, then check style and run the whole suite
+test: $(VENV)/.ready lint  ## set up everything, then check style and types and run the whole suite
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready  ## style, then types
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build docs/_build docs/_api *.egg-info
+	rm -rf $(VENV) .mypy_cache build docs/_build docs/_api *.egg-info

@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -45,7 +46,7 @@ def examine() -> dict:
     missing = {extra: [name for name in names if not installed(name)] for extra, names in PACKAGES.items()}
     if missing[""]:
         problems.append(f"packages are missing: pip install {' '.join(missing[''])}")
-    report = {
+    report: dict[str, Any] = {
         "version": __version__, "python": platform.python_version(), "system": f"{platform.system()} "
         f"{platform.machine()}", "packages": {name: installed(name) for names in (*PACKAGES.values(), BESIDES)
                                               for name in names},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,9 +26,10 @@ def command(models: tuple[str, ...], as_json: bool) -> None:
     from SegMoTELib.network.parts import count_parameters
     from SegMoTELib.zoo import resolve_model
 
-    architectures = {"tiny": ModelConfig.tiny, "published": ModelConfig.published,
-                     **{f"sam_{name}": partial(ModelConfig.sam, name) for name in ("vit_b", "vit_l", "vit_h")}}
-    reports = []
+    architectures: dict[str, Callable[[], ModelConfig]] = {
+        "tiny": ModelConfig.tiny, "published": ModelConfig.published,
+        **{f"sam_{name}": partial(ModelConfig.sam, name) for name in ("vit_b", "vit_l", "vit_h")}}
+    reports: list[dict[str, Any]] = []
     for name in models or ("tiny", "published", "sam_vit_b"):
         if name in architectures and not Path(name).exists():
             import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,7 +29,7 @@ def list_models(as_json: bool) -> None:
     from SegMoTELib.zoo.catalogue import catalogue
     from SegMoTELib.zoo.store import held, models_folder
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model in held():
         entry = catalogue().get(model.name)
         rows.append({"name": model.name, "state": model.state, "bytes": model.size, "path": str(model.path),

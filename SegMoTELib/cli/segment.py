@@ -77,7 +77,8 @@ def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None
     volume = session.volume
     middle = volume.to_ras((np.array(volume.shape) - 1) / 2)
     corners = None if box is None else np.reshape(box, (2, 3))
-    anchor = points[0] if points else corners.mean(axis=0) if box else excluded[0] if excluded else position or middle
+    aimed = [*points[:1], *([] if corners is None else [corners.mean(axis=0)]), *excluded[:1]]
+    anchor = aimed[0] if aimed else position or middle
     plane = SlicePlane.through(volume, orientation, np.array(anchor))
     answer = session.predict(plane, np.array(points), np.array(excluded), corners, auto=auto)
     patch = plane.insert(answer.mask, volume)

@@ -29,7 +29,8 @@ class PositionsCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat such an option before each further position."""
         repeatable = {name for one in self.params if getattr(one, "multiple", False) for name in one.opts}
-        spelled, option = [], ""  # the option whose positions are being read
+        spelled: list[str] = []
+        option = ""  # the option whose positions are being read
         for argument in args:
             if not POSITION.match(argument):
                 name = argument.split("=")[0]

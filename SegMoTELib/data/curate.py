@@ -219,7 +219,7 @@ class _Run:
         """A record's ``group`` and ``person``."""
         match = self.pattern.search(item.identifier) if self.pattern else None
         if match:
-            patient = match.group(1) if self.pattern.groups and match.group(1) is not None else match.group(0)
+            patient = match.group(1) if match.re.groups and match.group(1) is not None else match.group(0)
             return f"{source.group_space}/{patient}", f"patient {patient}"
         group = f"{source.group_space}/{item.group}"
         return group, f"person {source.people[item.group]}" if item.group in source.people else group
@@ -228,7 +228,7 @@ class _Run:
         """Decide the splits, and take back what would stand in two of them."""
         records = [record for record in self.curation.records if record.fingerprint]
         groups = [record.person for record in records]
-        duplicates = find_duplicates([record.fingerprint for record in records], groups)
+        duplicates = find_duplicates([record.fingerprint for record in records if record.fingerprint], groups)
         splits = assign_splits(groups, [record.split for record in records], [record.space for record in records],
                                duplicates, self.seed)
         refused = leaks(splits, groups, duplicates, [record.title for record in records])
@@ -236,7 +236,7 @@ class _Run:
             record.split = split
             if index in refused:
                 record.refusal = refused[index]
-                self._show_refused(record)
+                self._show_refused(record, refused[index])
                 self.writers[record.dataset].remove(record.name)
         self.curation.duplicates = [_duplicate_row(one, records) for one in duplicates]
 
@@ -246,11 +246,11 @@ class _Run:
             mask = (label == verdict.label) & (label != 0)
             shown.append(thumbnail(image, mask, self._caption(record, verdict.label), verdict.reasons))
 
-    def _show_refused(self, record: Record) -> None:
-        shown = self.rejected.setdefault(reason_kind(record.refusal), [])
+    def _show_refused(self, record: Record, reason: str) -> None:
+        shown = self.rejected.setdefault(reason_kind(reason), [])
         if len(shown) < THUMBNAILS:
             image, label = self._written(record)
-            shown.append(thumbnail(image, label > 0, record.title, (record.refusal,)))
+            shown.append(thumbnail(image, label > 0, record.title, (reason,)))
 
     def _kept_thumbnails(self) -> list[Thumbnail]:
         """A seeded choice of each data set, at most ``THUMBNAILS`` masks."""

@@ -39,7 +39,7 @@ def to_8_bit(values: np.ndarray, modality: str, ct_window: tuple[float, float] =
         low, high = centre - width / 2, centre + width / 2
     else:
         low, high = np.percentile(values[finite], PERCENTILES)
-    scaled = np.clip((values - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1)
+    scaled = np.clip((values - low) / max(high - low, float(np.finfo(np.float32).tiny)), 0, 1)
     return np.round(np.where(finite, scaled, 0) * 255).astype(np.uint8)
 
 

@@ -209,7 +209,8 @@ def _window(mask: np.ndarray) -> tuple[slice, slice]:
     """The mask's bounding box with half its longer side around it."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     margin = max(LEAST_CROP, max(side.stop - side.start for side in box) // 2)
-    return tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
+    rows, columns = (slice(max(0, side.start - margin), side.stop + margin) for side in box)
+    return rows, columns
 
 
 def _ring(mask: np.ndarray, pixels: int) -> np.ndarray:
@@ -248,7 +249,7 @@ def _border_fit(evidence: _Evidence, mask: np.ndarray, size: float) -> tuple[flo
     rows, columns = np.nonzero(border)
     if rows.size == 0 or min(mask.shape) < 2:
         return 1.0, 1.0
-    normal = np.stack(np.gradient(ndimage.gaussian_filter(mask.astype(np.float32), NORMAL_SIGMA)))[:, rows, columns]
+    normal = np.array(np.gradient(ndimage.gaussian_filter(mask.astype(np.float32), NORMAL_SIGMA)))[:, rows, columns]
     normal /= np.linalg.norm(normal, axis=0) + 1e-6
 
     def gradient_across(down: int, right: int) -> float | None:
@@ -264,9 +265,9 @@ def _border_fit(evidence: _Evidence, mask: np.ndarray, size: float) -> tuple[flo
     offsets = [(round(radius * np.sin(angle)), round(radius * np.cos(angle)))
                for radius in (max(4.0, share * size) for share in SHIFTS) for angle in angles]
     shifted = [value for value in (gradient_across(*offset) for offset in offsets) if value is not None]
-    if not shifted:
-        return 1.0, 1.0
     own = gradient_across(0, 0)
+    if own is None or not shifted:
+        return 1.0, 1.0
     return own / (float(np.mean(shifted)) + 1e-6), own / (max(shifted) + 1e-6)
 
 

@@ -84,8 +84,9 @@ def read_raster(path: Path, label: bool = False) -> Raster:
 
 def _read_picture(path: Path, label: bool) -> Raster:
     with Image.open(path) as picture:
-        if getattr(picture, "n_frames", 1) > 1:
-            raise DataError(f"{path}: {picture.n_frames} pages; convert a stack to NIfTI or NRRD.")
+        pages = getattr(picture, "n_frames", 1)
+        if pages > 1:
+            raise DataError(f"{path}: {pages} pages; convert a stack to NIfTI or NRRD.")
         if label and picture.format == "JPEG":
             raise DataError(f"{path}: JPEG changes pixel values, so it cannot hold labels; export them as PNG.")
         as_stored = label or picture.mode in ("1", "L", "LA", "RGB", "RGBA", "F") or picture.mode.startswith("I")
@@ -147,18 +148,19 @@ def labelled_slices(identifier: str, image: Raster, labels: list[np.ndarray], mo
     """
     if image.dimension == 3 and not any(label.any() for label in labels):
         raise DataError(f"{source_file}: its label is empty; no voxel is labelled.")
-    pixels = to_8_bit(image.array, modality, ct_window)
+    pixels, spacing = to_8_bit(image.array, modality, ct_window), image.spacing_mm or ()
     for number, label in enumerate(labels, start=1):
         layer = f"_layer{number}" if number > 1 else ""
         if image.dimension == 2:
-            yield Item(identifier + layer, as_grey_or_rgb(pixels), label, group, source_file, split, image.spacing_mm)
+            yield Item(identifier + layer, as_grey_or_rgb(pixels), label, group, source_file, split,
+                       (spacing[0], spacing[1]) if spacing else None)
             continue
-        axis = int(np.argmax(image.spacing_mm))
-        spacing = tuple(value for other, value in enumerate(image.spacing_mm) if other != axis)
+        axis = int(np.argmax(spacing))
+        down, right = (value for other, value in enumerate(spacing) if other != axis)
         for index in np.flatnonzero(label.any(axis=tuple({0, 1, 2} - {axis}))):
             place = f"_{'zyx'[axis]}{index:03d}" if label.shape[axis] > 1 else ""
             yield Item(identifier + place + layer, as_grey_or_rgb(pixels.take(index, axis)), label.take(index, axis),
-                       group, source_file, split, spacing)
+                       group, source_file, split, (down, right))
 
 
 def _check_nifti(path: Path, label: bool) -> None:

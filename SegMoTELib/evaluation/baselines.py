@@ -6,7 +6,7 @@ the classical tools were chosen on the validation split.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -18,16 +18,25 @@ Box = tuple[int, int, int, int]
 
 
 class Method(Protocol):
-    """What is evaluated; ``takes`` names the prompts it understands, of "box" and "clicks"."""
+    """What is evaluated; it understands boxes (:class:`TakesBox`), clicks (:class:`TakesClicks`) or both."""
 
     name: str
-    takes: tuple[str, ...]
 
     def set_image(self, image: np.ndarray) -> None:
         """Prepare one image, uint8 (H, W) or (H, W, 3), for all its targets."""
 
+
+@runtime_checkable
+class TakesBox(Method, Protocol):
+    """A method that understands boxes."""
+
     def from_box(self, box: Box) -> np.ndarray:
         """Return the mask, boolean (H, W), for an inclusive box x0, y0, x1, y1 in pixels."""
+
+
+@runtime_checkable
+class TakesClicks(Method, Protocol):
+    """A method that understands clicks."""
 
     def from_clicks(self, clicks: tuple[Click, ...], state: Any) -> tuple[np.ndarray, Any]:
         """Return the mask for all clicks so far and a state for the next call; the first call gets None."""
@@ -38,8 +47,6 @@ class PromptedModel:
 
     One mask per prompt: with several to choose from, the choice would need the truth.
     """
-
-    takes = ("box", "clicks")
 
     def __init__(self, predictor: Any, frozen: bool = False) -> None:
         self.name = "frozen base" if frozen else "SegMoTE"
@@ -70,11 +77,10 @@ class Ellipse:
     """The ellipse inscribed in the box, whatever the image shows: what the box alone already tells."""
 
     name = "ellipse in box"
-    takes = ("box",)
 
     def set_image(self, image: np.ndarray) -> None:
         """Keep the image's size."""
-        self._shape = image.shape[:2]
+        self._shape = image.shape[0], image.shape[1]
 
     def from_box(self, box: Box) -> np.ndarray:
         """Return the mask for a box."""
@@ -91,7 +97,6 @@ class GrabCut:
     """
 
     name = "GrabCut"
-    takes = ("box",)
     core = 0.5
 
     def set_image(self, image: np.ndarray) -> None:
@@ -106,13 +111,15 @@ class GrabCut:
         window = np.s_[top:y1 + 1 + margin, left:x1 + 1 + margin]
         crop = np.ascontiguousarray(self._image[window])
         inner = (x0 - left, y0 - top, x1 - left, y1 - top)
-        labels = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
+        shape = crop.shape[0], crop.shape[1]
+        labels = np.full(shape, cv2.GC_BGD, np.uint8)
         labels[inner[1]:inner[3] + 1, inner[0]:inner[2] + 1] = cv2.GC_PR_BGD
-        labels[_ellipse(labels.shape, inner, 1.0)] = cv2.GC_PR_FGD
-        labels[_ellipse(labels.shape, inner, self.core)] = cv2.GC_FGD
+        labels[_ellipse(shape, inner, 1.0)] = cv2.GC_PR_FGD
+        labels[_ellipse(shape, inner, self.core)] = cv2.GC_FGD
         if (labels == cv2.GC_BGD).any():
             cv2.setRNGSeed(0)  # its k-means starts from OpenCV's global generator
-            cv2.grabCut(crop, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 1, cv2.GC_INIT_WITH_MASK)
+            unused = (0, 0, 0, 0)  # the mask stands for the rectangle
+            cv2.grabCut(crop, labels, unused, np.zeros((1, 65)), np.zeros((1, 65)), 1, cv2.GC_INIT_WITH_MASK)
         else:
             labels[...] = cv2.GC_FGD
         mask = np.zeros(self._image.shape[:2], bool)
@@ -129,7 +136,6 @@ class RandomWalker:
     """
 
     name = "random walker"
-    takes = ("clicks",)
     side = 128
     radius = 2
     beta = 1000.0
@@ -137,19 +143,19 @@ class RandomWalker:
 
     def set_image(self, image: np.ndarray) -> None:
         """Reduce the image."""
-        self._shape = image.shape[:2]
+        self._shape = image.shape[0], image.shape[1]
         self._scale = min(1.0, self.side / max(self._shape))
         size = [max(3, round(length * self._scale)) for length in self._shape]
         self._small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float64) / 255
 
     def from_clicks(self, clicks: tuple[Click, ...], state: None) -> tuple[np.ndarray, None]:
         """Return the mask for all clicks."""
-        seeds = np.zeros(self._small.shape[:2], np.int32)
+        rows, columns = self._small.shape[:2]
+        seeds = np.zeros((rows, columns), np.int32)
         seeds[[0, -1], :] = 2
         seeds[:, [0, -1]] = 2
         for click in clicks:
-            centre = tuple(min(int(value * self._scale), length - 1)
-                           for value, length in zip((click.x, click.y), seeds.shape[::-1], strict=True))
+            centre = min(int(click.x * self._scale), columns - 1), min(int(click.y * self._scale), rows - 1)
             cv2.circle(seeds, centre, self.radius, 1 if click.label else 2, thickness=-1)
         # Nothing to decide, nothing to decide by, or later clicks erased the first.
         if not {0, 1, 2} <= set(np.unique(seeds)) or self._small.std() == 0:

@@ -14,7 +14,7 @@ import numpy as np
 
 from SegMoTELib.data.pack import Pack, Sample
 from SegMoTELib.errors import DataError
-from SegMoTELib.evaluation.baselines import Method, choose_methods
+from SegMoTELib.evaluation.baselines import Method, TakesBox, TakesClicks, choose_methods
 from SegMoTELib.evaluation.clicks import number_of_clicks, simulate_clicks, tight_box
 from SegMoTELib.evaluation.metrics import SURFACE_TOLERANCE, scores
 from SegMoTELib.evaluation.results import CLICK_COUNTS, NOC_CAP, NOC_GOALS, Case, Evaluation, Failure
@@ -91,6 +91,9 @@ class _Bench:
         except Exception as error:  # one bad image must not cost the hours spent on the others
             reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             return Failure(pack.code, str(identifier), reason)
+
+
+_bench: _Bench  # a worker process's own, made by _start
 
 
 def _spread(chosen: list[tuple[Pack, str]], workers: int, load: Callable[[], Any] | None, baselines: bool, split: str,
@@ -175,23 +178,24 @@ def _evaluate_image(pack: Pack, split: str, identifier: str, methods: list[Metho
     for target in targets:
         for method in methods:
             draw = method is methods[0]
-            if "box" in method.takes:
+            if isinstance(method, TakesBox):
                 box = tight_box(target.mask)
                 found.add_mask(target, method.name, "box", method.from_box(box), draw, box=box)
-            if "clicks" in method.takes:
+            if isinstance(method, TakesClicks):
                 _click(found, target, method, draw)
-    for target in auto_targets:
-        mask = predictor.predict_auto(target.name)[0][0]
-        found.add_mask(target, methods[0].name, "auto", mask, draw=True)
+    if predictor is not None:  # which offers them
+        for target in auto_targets:
+            mask = predictor.predict_auto(target.name)[0][0]
+            found.add_mask(target, methods[0].name, "auto", mask, draw=True)
     return found
 
 
-def _click(found: _Found, target: Target, method: Method, draw: bool) -> None:
+def _click(found: _Found, target: Target, method: TakesClicks, draw: bool) -> None:
     steps = simulate_clicks(method.from_clicks, target.mask, NOC_CAP, max(CLICK_COUNTS), max(NOC_GOALS))
     for count in CLICK_COUNTS:
         step = steps[min(count, len(steps)) - 1]  # a mask without any error left needs no further click
         found.add_mask(target, method.name, f"click{count}", step.mask, draw, clicks=step.clicks)
-    metrics = {}
+    metrics: dict[str, float] = {}
     for goal in NOC_GOALS:
         clicks, reached = number_of_clicks(steps, goal, NOC_CAP)
         metrics |= {f"noc{goal * 100:.0f}": float(clicks), f"reached{goal * 100:.0f}": float(reached)}

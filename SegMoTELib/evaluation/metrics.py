@@ -60,10 +60,10 @@ def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float
     from monai.metrics import compute_surface_dice
 
     inside = bounds(prediction | truth, margin=2)  # distances cost by the pixel, and contours end here
-    one_hot = [torch.from_numpy(np.ascontiguousarray(mask[inside]))[None, None] for mask in (prediction, truth)]
+    one, other = (torch.from_numpy(np.ascontiguousarray(mask[inside]))[None, None] for mask in (prediction, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 calls its own deprecated option
-        score = compute_surface_dice(*one_hot, class_thresholds=[tolerance], include_background=True,
+        score = compute_surface_dice(one, other, class_thresholds=[tolerance], include_background=True,
                                      spacing=spacing or (1.0, 1.0), use_subvoxels=True)
     return float(score.item())
 
@@ -72,8 +72,9 @@ def bounds(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice]:
     """Return the rows and columns that hold a mask, boolean (H, W), with a margin; all of them if it is empty."""
     if not mask.any():
         return slice(0, mask.shape[0]), slice(0, mask.shape[1])
-    found = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return tuple(slice(max(0, int(line[0]) - margin), int(line[-1]) + 1 + margin) for line in found)
+    lines = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    rows, columns = (slice(max(0, int(line[0]) - margin), int(line[-1]) + 1 + margin) for line in lines)
+    return rows, columns
 
 
 def scores(prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] | None = None) -> dict[str, float]:

@@ -46,8 +46,10 @@ class Picture:
 
     def masks(self) -> tuple[np.ndarray, np.ndarray]:
         """Return truth and prediction, boolean (H, W)."""
-        return tuple(np.unpackbits(np.frombuffer(zlib.decompress(bits), np.uint8), count=self.shape[0] * self.shape[1])
-                     .reshape(self.shape).astype(bool) for bits in (self.truth, self.prediction))
+        truth, prediction = (
+            np.unpackbits(np.frombuffer(zlib.decompress(bits), np.uint8), count=self.shape[0] * self.shape[1])
+            .reshape(self.shape).astype(bool) for bits in (self.truth, self.prediction))
+        return truth, prediction
 
 
 def choose_pictures(pictures: list[Picture]) -> dict[str, dict[str, Picture]]:

@@ -66,16 +66,18 @@ def order_and_matrix(places: list[Place]) -> tuple[list[int], np.ndarray]:
     count = len(places)
     if all(place is first for place in places):  # one image, or a clip, of which only the beginning has a place
         return list(range(count)), _matrix(first, first.step)
-    if any(place.position is None or place.axes is None for place in places):
+    axes = [place.axes for place in places if place.axes is not None]
+    positions = [place.position for place in places if place.position is not None]
+    if min(len(axes), len(positions)) < count:
         raise NotRegularError("its images do not say where they lie; choose one of the files")
-    if max(np.abs(place.axes - first.axes).max() for place in places) > PARALLEL:
+    if max(np.abs(one - axes[0]).max() for one in axes) > PARALLEL:
         raise NotRegularError("its images are not parallel (a localizer, or rotating views); choose one of the files")
-    normal = np.cross(*first.axes)
-    along = np.array([place.position @ normal for place in places])
+    normal = np.cross(*axes[0])
+    along = np.array([position @ normal for position in positions])
     order = [int(index) for index in np.argsort(along, kind="stable")]
-    positions, along = np.array([places[index].position for index in order]), along[order]
+    along = along[order]
     step = _even_step(along)
-    beside = (positions - positions[0]) @ first.axes.T
+    beside = (np.array(positions)[order] - positions[order[0]]) @ axes[0].T
     if np.abs(beside).max() > SHEARED * min(first.pixel):
         angle = np.degrees(np.arctan2(np.linalg.norm(beside[-1]), along[-1] - along[0]))
         raise NotRegularError(f"its slices are sheared by {angle:.1f} degrees (a tilted gantry); load it in Slicer, "
@@ -131,10 +133,10 @@ def _place(header: Any, items: list, count: int) -> Place:
     pixel = _pixel_size(header, items)
     if pixel is None and position is not None and axes is not None:
         raise NotRegularError("its header does not say how large its pixels are")
-    step = _numbers(items, "SpacingBetweenSlices", 1)
-    if step is None and (count == 1 or header.get("PerFrameFunctionalGroupsSequence")):
-        step = _numbers(items, "SliceThickness", 1)  # one slice; the frames of a clip are no slices
-    step = 1.0 if step is None or not step[0] else float(step[0])
+    between = _numbers(items, "SpacingBetweenSlices", 1)
+    if between is None and (count == 1 or header.get("PerFrameFunctionalGroupsSequence")):
+        between = _numbers(items, "SliceThickness", 1)  # one slice; the frames of a clip are no slices
+    step = 1.0 if between is None or not between[0] else float(between[0])
     # Nuclear medicine counts slices against the normal by a negative spacing; elsewhere its sign says nothing.
     return Place(position, axes, pixel or (1.0, 1.0), step if header.get("Modality") == "NM" else abs(step))
 

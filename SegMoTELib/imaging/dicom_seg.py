@@ -61,8 +61,8 @@ def dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> Dataset:
 def coded(terminology: str) -> dict[str, tuple[str, str, str]]:
     """Part of ``CODES`` -> (value, scheme, meaning) in Slicer's ``context~category~type~modifier~...`` string."""
     parts = terminology.split("~")
-    found = {name: tuple(parts[place].split("^")) for name, place in CODES.items() if place < len(parts)}
-    found = {name: (code[1], code[0], code[2][:64]) for name, code in found.items() if len(code) == 3 and all(code)}
+    codes = {name: parts[place].split("^") for name, place in CODES.items() if place < len(parts)}
+    found = {name: (code[1], code[0], code[2][:64]) for name, code in codes.items() if len(code) == 3 and all(code)}
     if "category" not in found or "type" not in found:
         return {"category": TISSUE, "type": TISSUE}
     return found

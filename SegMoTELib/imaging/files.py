@@ -179,7 +179,7 @@ def _nifti_bytes(reader: sitk.ImageFileReader, default: int) -> int:
 def _layers(segments: list[NamedMask]) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
     """uint8 layers and, per segment, its layer and label value; a segment goes to the first layer it fits."""
     layers: list[np.ndarray] = []
-    places = []
+    places: list[tuple[int, int]] = []
     for segment in segments:
         number = next((n for n, layer in enumerate(layers)
                        if layer.max() < 255 and not layer[segment.mask].any()), len(layers))

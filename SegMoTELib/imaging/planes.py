@@ -6,8 +6,10 @@ The one place where RAS millimetres become pixels and back.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from SegMoTELib.errors import VolumeError
@@ -141,7 +143,7 @@ class SlicePlane:
         offset = np.asarray(ras, np.float64) - self.pixel_to_ras[:3, 3]
         return (offset @ np.linalg.inv(self.pixel_to_ras[:3, :3]).T)[..., :2]
 
-    def to_ras(self, pixels: np.ndarray) -> np.ndarray:
+    def to_ras(self, pixels: ArrayLike) -> np.ndarray:
         """(..., 2) column, row -> (..., 3) RAS millimetres."""
         return np.asarray(pixels, np.float64) @ self.pixel_to_ras[:3, :2].T + self.pixel_to_ras[:3, 3]
 
@@ -153,7 +155,7 @@ class SlicePlane:
         to_ijk = np.linalg.inv(volume.ijk_to_ras) @ self.pixel_to_ras
         rows, columns = np.mgrid[:self.shape[0], :self.shape[1]]
         ijk = np.tensordot(to_ijk[:3, :2], np.stack([columns, rows]), axes=1) + to_ijk[:3, 3, None, None]
-        order = 0 if np.allclose(ijk, np.round(ijk), atol=1e-3) else 1
+        order: Literal[0, 1] = 0 if np.allclose(ijk, np.round(ijk), atol=1e-3) else 1
         channels = [volume.array[..., c] for c in range(3)] if volume.is_rgb else [volume.array]
         found = [_sample(channel, ijk, order) for channel in channels]
         if not volume.is_rgb:
@@ -248,7 +250,7 @@ def _cross_section(volume: Volume, ras: np.ndarray, normal: np.ndarray) -> np.nd
     return np.array(found).reshape(-1, 3)
 
 
-def _sample(channel: np.ndarray, ijk: np.ndarray, order: int) -> np.ndarray:
+def _sample(channel: np.ndarray, ijk: np.ndarray, order: Literal[0, 1]) -> np.ndarray:
     """(rows, columns) float32 values of a (K, J, I) array at (3, rows, columns) voxel coordinates."""
     channel = channel.view(np.uint8) if channel.dtype == bool else channel
     values = ndimage.map_coordinates(channel, ijk[::-1], output=np.float32, order=order, mode="nearest")

@@ -78,7 +78,8 @@ class PlaneStack:
 def _aligned(planes: list[SlicePlane]) -> tuple[SlicePlane, ...]:
     """The planes with one rectangle for all, as large as all of them together; as they are where they agree already."""
     first = planes[0]
-    corners = np.array([first.to_pixels(plane.to_ras([[0, 0], np.array(plane.shape[::-1]) - 1])) for plane in planes])
+    corners = np.array([first.to_pixels(plane.to_ras([(0, 0), (plane.shape[1] - 1, plane.shape[0] - 1)]))
+                        for plane in planes])
     if all(plane.shape == first.shape for plane in planes) and np.ptp(corners, axis=0).max() < 1e-3:
         return tuple(planes)
     low = np.floor(corners[:, 0].min(axis=0) + 1e-6)

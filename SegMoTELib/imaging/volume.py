@@ -78,7 +78,7 @@ class Volume:
     def contains(self, ras: np.ndarray) -> np.ndarray:
         """(...,) True for points in a voxel."""
         ijk = self.to_ijk(ras)
-        return ((ijk >= -0.5) & (ijk <= np.array(self.shape) - 0.5)).all(axis=-1)
+        return np.all((ijk >= -0.5) & (ijk <= np.array(self.shape) - 0.5), axis=-1)
 
     def _called(self) -> str:
         return f"The volume {self.name!r}" if self.name else "The volume"

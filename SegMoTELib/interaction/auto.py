@@ -57,7 +57,7 @@ def segment_slices(session: Session, stack: PlaneStack, target: str, first: int,
     if not 0 <= first <= last < len(stack):
         raise PromptError(f"The range must lie within slices 1 to {len(stack)}.")
     found = AutoResult(slices=last - first + 1)
-    held: deque[np.ndarray] = deque(maxlen=2 * REACH + 1)
+    held: deque[np.ndarray | None] = deque(maxlen=2 * REACH + 1)
     for index in range(first, last + 1 + REACH):
         if index <= last:
             if (index - first) % ENCODED_TOGETHER == 0:
@@ -78,10 +78,10 @@ def segment_slices(session: Session, stack: PlaneStack, target: str, first: int,
     return _without_small_pieces(found)
 
 
-def _smoothed(held: deque, back: int) -> np.ndarray:
+def _smoothed(held: deque[np.ndarray | None], back: int) -> np.ndarray:
     """Gaussian mean of the slices around the one that is ``back`` from the newest; missing ones are left out."""
     center = len(held) - 1 - back
-    total, weights = 0.0, 0.0
+    total, weights = np.zeros(()), 0.0
     for place, logits in enumerate(held):
         if logits is not None:
             weight = np.exp(-0.5 * ((place - center) / SMOOTHING) ** 2)
@@ -109,7 +109,7 @@ def _without_small_pieces(found: AutoResult) -> AutoResult:
     count, body = connected_components(graph, directed=False)
     volumes = np.bincount(body, weights=sizes)
     large = volumes >= SMALLEST_PIECE * volumes.max()
-    found.removed = count - np.count_nonzero(large)
+    found.removed = count - int(np.count_nonzero(large))
     kept = {}
     for index, mask in found.masks.items():
         pieces, count = _pieces(mask)

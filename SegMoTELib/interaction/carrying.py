@@ -152,10 +152,11 @@ def carry(session: Session, stack: PlaneStack, mask: Crop, here: int, there: int
     found = _kept(score > 0, moved > 0)
     score = np.where(found == (score > 0), score, -0.5)
     model = logits[window] > 0
+    overlap, size = int(np.count_nonzero(model & found)), int(np.count_nonzero(found))
     likeness, separation = _told_by(tissue, likelihood, found)
     evidence = Evidence(
-        iou, float(2 * np.count_nonzero(model & found) / max(1, np.count_nonzero(model) + np.count_nonzero(found))),
-        likeness, separation, np.count_nonzero(found) / max(1, mask.area))
+        iou, 2 * overlap / max(1, int(np.count_nonzero(model)) + size),
+        likeness, separation, size / max(1, mask.area))
     return score.astype(np.float32), window, evidence
 
 
@@ -179,7 +180,7 @@ def _deform(values: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.nda
     """Values of one image, moved onto another by non-rigid registration."""
     if min(values.shape) < 8:
         return values
-    fixed, moving = (sitk.DiscreteGaussian(sitk.GetImageFromArray(image), 1.0) for image in (after, before))
+    fixed, moving = (sitk.DiscreteGaussian(sitk.GetImageFromArray(image), [1.0, 1.0]) for image in (after, before))
     demons = sitk.FastSymmetricForcesDemonsRegistrationFilter()
     demons.SetNumberOfIterations(30)
     demons.SetStandardDeviations(1.5)

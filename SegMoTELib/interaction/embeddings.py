@@ -102,25 +102,29 @@ class EmbeddingCache:
             keep: asked after computing; nothing is kept where it says no.
         """
         keys = list(keys)
-        found = {key: self._find(key) for key in dict.fromkeys(keys)}
-        missing = [key for key, embedding in found.items() if embedding is None]
-        own, others = self._claim(missing)
+        asked = {key: self._find(key) for key in dict.fromkeys(keys)}
+        found = {key: embedding for key, embedding in asked.items() if embedding is not None}
+        own, others = self._claim([key for key in asked if key not in found])
         try:
             if own:
                 found |= self._compute(own, [keys.index(key) for key in own], compute, keep)
         finally:
             with self._lock:
                 for key in own:
-                    self._computing.pop(key).set_result(found[key])
+                    self._computing.pop(key).set_result(found.get(key))
                 self.misses += len(own)
-                self.hits += len(found) - len(own)
+                self.hits += len(asked) - len(own)
         for key, future in others.items():  # after its own work is done: nobody waits in a circle
-            found[key] = future.result() or self.encode([key], lambda _, key=key: compute([keys.index(key)]), keep)[0]
+            def compute_it(_: list[int], row: int = keys.index(key)) -> ImageEmbedding:
+                return compute([row])
+
+            found[key] = future.result() or self.encode([key], compute_it, keep)[0]
         return [found[key] for key in keys]
 
     def _claim(self, keys: list[Hashable]) -> tuple[list[Hashable], dict[Hashable, Future]]:
         """Keys that are for this thread to compute, and what others compute or just have."""
-        own, others = [], {}
+        own: list[Hashable] = []
+        others: dict[Hashable, Future] = {}
         with self._lock:
             for key in keys:
                 if key in self._kept:  # since it was looked for

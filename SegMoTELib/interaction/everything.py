@@ -63,4 +63,4 @@ def _answers(predictor: Predictor, encoded: EncodedImage, clicks: np.ndarray) ->
 
 
 def _iou(one: np.ndarray, other: np.ndarray) -> float:
-    return np.count_nonzero(one & other) / max(1, np.count_nonzero(one | other))
+    return int(np.count_nonzero(one & other)) / max(1, int(np.count_nonzero(one | other)))

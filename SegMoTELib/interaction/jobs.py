@@ -196,9 +196,9 @@ class Jobs:
         while True:
             with self._condition:
                 self._condition.wait_for(lambda: self._stopped or self._next(urgent) is not None)
-                if self._stopped:
-                    return
                 job = self._next(urgent)
+                if self._stopped or job is None:
+                    return
                 self._waiting.remove(job)
                 self._running[urgent] = job
             job.started = time.monotonic()

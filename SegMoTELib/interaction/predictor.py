@@ -234,6 +234,9 @@ class Predictor:
         with torch.no_grad():
             embedding, transform, prompts = self._answered
             prediction = self.model.decode(embedding, **prompts, attention=True)
+            assert prediction.attention is not None  # with adapters and asked for
+            assert prediction.selected is not None
+            assert prediction.token_probabilities is not None
             attention = transform.inverse_masks(prediction.attention[0], 0.0)
         return ExpertView(
             selected=int(prediction.selected[0]),
@@ -410,7 +413,7 @@ class Prompts:
     def tensors(self, transform: SquareTransform | ViewTransform) -> dict:
         """What ``SegMoTE.decode`` takes, in the network's input."""
         points = boxes = None
-        if self.coords is not None:
+        if self.coords is not None and self.labels is not None:
             points = (torch.from_numpy(transform.apply_points(self.coords))[None].float(),
                       torch.from_numpy(self.labels)[None])
         if self.box is not None:
@@ -423,7 +426,7 @@ class Prompts:
         Without a box, a part that has no click gets the box around what is known there, (H, W) ``logits``.
         """
         cut = Prompts()
-        if self.coords is not None:
+        if self.coords is not None and self.labels is not None:
             held = np.array([part.holds(np.concatenate([click, click])) for click in self.coords])
             if held.any():
                 cut.coords, cut.labels = self.coords[held], self.labels[held]
@@ -435,7 +438,7 @@ class Prompts:
             corners = np.sort(np.reshape(box, (2, 2)), axis=0)
             low, high = np.maximum(corners[0], (part.x0, part.y0)), np.minimum(corners[1], (part.x1 - 1, part.y1 - 1))
             cut.box = np.concatenate([low, high]) if (high >= low).all() else None
-        return cut if cut.box is not None or (cut.coords is not None and (cut.labels == 1).any()) else None
+        return cut if cut.box is not None or (cut.labels is not None and (cut.labels == 1).any()) else None
 
 
 def _seen(logits: np.ndarray, prompts: Prompts) -> np.ndarray | None:
@@ -448,7 +451,8 @@ def _with_clicks(extent: np.ndarray, prompts: Prompts) -> np.ndarray:
     """Extent enlarged to hold the clicks."""
     if prompts.coords is None:
         return extent
-    return _union(extent, np.concatenate([prompts.coords.min(axis=0), prompts.coords.max(axis=0)]))
+    low, high = prompts.coords.min(axis=0), prompts.coords.max(axis=0)
+    return np.concatenate([np.minimum(extent[:2], low), np.maximum(extent[2:], high)])
 
 
 def _union(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:

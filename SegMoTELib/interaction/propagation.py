@@ -48,7 +48,7 @@ class Propagated:
         """A sentence for a status line."""
         reasons = [f"{'first' if sign < 0 else 'last'} slice {index + 1}: {reason}"
                    for sign, (index, reason) in sorted(self.ends.items())]
-        doubtful = min(self.confidence, key=self.confidence.get, default=None)
+        doubtful = min(self.confidence, key=lambda index: self.confidence[index], default=None)
         if doubtful is not None and self.confidence[doubtful] < DOUBTFUL:
             reasons.append(f"look at slice {doubtful + 1}, the least sure")
         return f"{len(self.masks)} slices" + (f" ({'; '.join(reasons)})" if reasons else "") + "."
@@ -146,6 +146,7 @@ class _Propagation:
 
     def _as_known(self, index: int, sign: int, limit: int, otherwise: tuple[int, str]) -> tuple[int, str]:
         """From a slice on, what the earlier result has."""
+        assert self.known is not None
         self._take_known(range(index + sign, limit + sign, sign))
         return self.known.ends.get(sign, otherwise)
 
@@ -167,6 +168,7 @@ class _Propagation:
 
     def _mend(self, start: int, stop: int) -> None:
         """From a corrected seed towards another; what was there before stands for the other one's opinion."""
+        assert self.known is not None
         sign = 1 if stop > start else -1
         mask = self.seeds[start]
         for index in range(start + sign, stop, sign):
@@ -195,9 +197,10 @@ class _Propagation:
         if self.known is None or index not in self.known.masks:
             return False
         old, mask = self.known.masks[index].full(), new.full()
-        return 2 * np.count_nonzero(old & mask) >= AGREES * (np.count_nonzero(old) + np.count_nonzero(mask))
+        return bool(2 * np.count_nonzero(old & mask) >= AGREES * (np.count_nonzero(old) + np.count_nonzero(mask)))
 
     def _take_known(self, indices: range) -> None:
+        assert self.known is not None
         for index in indices:
             if index in self.known.masks:
                 self.found.masks[index] = self.known.masks[index]

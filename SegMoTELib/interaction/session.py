@@ -61,8 +61,8 @@ class Session:
     def is_encoded(self, plane: SlicePlane) -> bool:
         """True where the next prompt on this plane finds its embedding ready."""
         with self._lock:
-            key = plane.key()
-            return key in self._at_hand or self._encoded_before.get(key) in self.predictor.cache
+            key, cache = plane.key(), self.predictor.cache
+            return key in self._at_hand or (cache is not None and self._encoded_before.get(key) in cache)
 
     def encode(self, planes: Sequence[SlicePlane], cancelled: Callable[[], bool] = lambda: False) -> None:
         """Prepare planes for prompts; may be called from another thread. Nothing is kept once cancelled."""
@@ -202,4 +202,4 @@ class Session:
 
     @staticmethod
     def _in_image(plane: SlicePlane, pixels: np.ndarray) -> np.ndarray:
-        return ((pixels >= -0.5) & (pixels <= np.array(plane.shape[::-1]) - 0.5)).all(axis=-1)
+        return np.all((pixels >= -0.5) & (pixels <= np.array(plane.shape[::-1]) - 0.5), axis=-1)

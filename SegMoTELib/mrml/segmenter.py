@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -189,7 +189,7 @@ class SceneSegmenter:
         places = {plane.key(): index for index, plane in enumerate(stack.planes)}
         indices = {places[key] for key, answer in answers.items() if key in places and self._is_prompted(answer)}
         for key, answer in answers.items():  # prompts on an oblique plane, whose rectangle differs from the stack's
-            if key not in places and self._is_prompted(answer):
+            if key not in places and answer.prompts is not None:
                 plane = answer.prompts.plane
                 if abs(plane.normal @ stack.planes[0].normal) > PARALLEL:
                     indices.add(stack.nearest(plane.to_ras([0, 0])))
@@ -356,14 +356,14 @@ class SceneSegmenter:
         usable = self.mapping != "window" or (window is not None and window[0] > 0)
         return (self.mapping if usable else "percentiles"), window
 
-    def _apply(self, target: Target, snapshot: dict, asked: list[PlanePrompts | None], found: list[PlaneMask | None],
-               dropped: list[tuple]) -> bool:
+    def _apply(self, target: Target, snapshot: dict, asked: Sequence[PlanePrompts | None],
+               found: Sequence[PlaneMask | SliceMask | None], dropped: list[tuple]) -> bool:
         """Write answers to the scene as one step; False where the target is gone by now, or refuses."""
         if not target.exists():
             return False
         volume = volume_of(target.volume)
         answers = dict(self._answers.get(target.key, {}))
-        keys = [answer.plane.key() if answer is not None else prompts.plane.key()
+        keys = [next(one.plane.key() for one in (answer, prompts) if one is not None)
                 for prompts, answer in zip(asked, found, strict=True)]
         solid = len(found) == 1 or any(prompts is not None for prompts in asked)  # else parallel slices of Auto
         changes = [Change(None if answer is None else answer.plane.insert(self._smooth(answer), volume, solid),
@@ -389,7 +389,7 @@ class SceneSegmenter:
         self._undone = []
         return True
 
-    def _smooth(self, answer: PlaneMask) -> np.ndarray:
+    def _smooth(self, answer: PlaneMask | SliceMask) -> np.ndarray:
         if self.smoothing <= 0:
             return answer.mask
         return ndimage.gaussian_filter(answer.mask.astype(np.float32), self.smoothing / answer.plane.spacing) > 0.5

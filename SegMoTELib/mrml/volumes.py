@@ -95,5 +95,7 @@ def _modality(node: Any) -> str:
     name = slicer.vtkMRMLSubjectHierarchyConstants.GetDICOMSeriesModalityAttributeName()
     scene = node.GetScene()
     hierarchy = scene.GetFirstNodeByClass("vtkMRMLSubjectHierarchyNode") if scene is not None else None
-    item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
-    return (hierarchy.GetItemAttribute(item, name) if item else "") or node.GetAttribute(name) or ""
+    listed = ""
+    if hierarchy is not None and (item := hierarchy.GetItemByDataNode(node)):
+        listed = hierarchy.GetItemAttribute(item, name)
+    return listed or node.GetAttribute(name) or ""

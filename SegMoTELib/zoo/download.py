@@ -10,11 +10,15 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from SegMoTELib.errors import CancelledError, ModelError
 from SegMoTELib.zoo.catalogue import Entry
 from SegMoTELib.zoo.store import models_folder, record, weights_path
+
+if TYPE_CHECKING:
+    import requests
 
 ATTEMPTS = 5  # a cut connection is taken up again this often in one call
 TIMEOUT = (10, 30)  # seconds to connect, and without a byte
@@ -160,7 +164,7 @@ class _Resumed:
         if total is not None and here < total:
             raise requests.ConnectionError(f"cut off at {here} of {total} bytes")
 
-    def _total(self, answer: object, here: int) -> int | None:
+    def _total(self, answer: requests.Response, here: int) -> int | None:
         """Bytes of the whole file, after checking that the answer can be it."""
         entry = self.entry
         if "text/html" in answer.headers.get("Content-Type", ""):

@@ -287,6 +287,18 @@ def test_a_damaged_dicom_slice_is_named_and_the_others_are_kept(a_dicom_folder, 
     assert len(items["study"]) == 4
 
 
+@pytest.mark.parametrize(("tag", "value"), [("PixelSpacing", 0.7), ("PixelSpacing", [0.7, 0.8, 0.9]),
+                                            ("ImagePositionPatient", [0, 0]), ("ImageOrientationPatient", 1)])
+def test_a_dicom_slice_with_a_damaged_geometry_is_named_and_the_others_are_kept(a_dicom_folder, tag, value):
+    folder, *_ = a_dicom_folder
+    one = pydicom.dcmread(folder / "slice7.dcm")
+    setattr(one, tag, value)
+    one.save_as(folder / "slice7.dcm")
+    items, bad = read(folder)
+    assert [one.path.name for one in bad] == ["slice7.dcm"]
+    assert len(items["study"]) == 4
+
+
 def rewrite(folder: Path, change) -> None:
     """Change the header of every slice of a series."""
     for path in folder.glob("slice*"):

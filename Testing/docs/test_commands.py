@@ -23,6 +23,7 @@ NOT_RUN = {
     "make test": "is what runs this test",
     ".venv/bin/python -m pytest Testing/imaging": "is a part of the suite",
     ".venv/bin/ruff check .": "make test runs it before the suite",
+    ".venv/bin/mypy": "make test runs it before the suite",
     "make docs": "Testing/docs/test_build.py runs its command",
     "make screenshots": "Testing/demo/test_pictures.py runs a part of its script",
     "pip install '.[research]'": "installs packages",

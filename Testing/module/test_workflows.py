@@ -66,7 +66,7 @@ def test_the_unit_tests_run_on_three_systems_and_the_supported_pythons():
     commands = " ".join(step.get("run", "") for step in job["steps"])
     assert re.search(r"^dev = ", project, re.M)
     assert '".[dev]"' in commands
-    for tool in ("ruff check .", "pytest"):
+    for tool in ("ruff check .", "mypy", "pytest"):
         assert tool in commands
         assert tool in (ROOT / "Makefile").read_text(encoding="utf-8")
 

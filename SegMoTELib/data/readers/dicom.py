@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -60,7 +61,7 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
     for path in segmentations:
         try:
             segmentation = hd.seg.segread(path)
-            names = {_segment_name(segmentation, number) for number in segmentation.segment_numbers}
+            segments = {_segment_name(segmentation, number) for number in segmentation.segment_numbers}
             sources = [uid for *_, uid in segmentation.get_source_image_uids()]
         except Exception as error:  # pydicom and highdicom raise many kinds on a damaged object
             bad_files.append(BadFile(path, f"not a readable DICOM SEG ({error})."))
@@ -69,12 +70,12 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
         if owner is None:
             bad_files.append(BadFile(path, "the images it segments are not in this folder."))
             continue
-        for name in sorted(names - set(labels.values())):
+        for name in sorted(segments - set(labels.values())):
             labels[max(labels, default=0) + 1] = name
         found.setdefault(owner.modality, []).append((path, owner))
     names = {patient: f"patient {number:03d}" for number, patient in enumerate(patients, start=1)}
     resolved = folder.resolve()
-    sets = []
+    sets: list[SourceSet] = []
     for modality, pairs in sorted(found.items()):
         references = [
             Reference(path, partial(_read, path, owner, f"p{names[owner.patient].split()[1]}_seg{number:03d}",
@@ -106,14 +107,26 @@ def _scan(folder: Path) -> tuple[dict[str, Series], list[Path], list[BadFile]]:
         if modality == "SEG":
             segmentations.append(path)
             continue
-        spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+        try:
+            spacing, position = _spacing(header), _position(header)
+        except (TypeError, ValueError) as error:
+            bad_files.append(BadFile(path, f"its position or pixel spacing is damaged ({error})."))
+            continue
         one = series.setdefault(str(header.get("SeriesInstanceUID", uid)), Series(
-            modality, str(header.get("PatientID") or header.get("StudyInstanceUID") or uid),
-            tuple(map(float, spacing)) if spacing else None))
-        one.files.append((_position(header), uid, path))
+            modality, str(header.get("PatientID") or header.get("StudyInstanceUID") or uid), spacing))
+        one.files.append((position, uid, path))
     for one in series.values():
         one.files.sort(key=lambda entry: entry[:2])
     return series, segmentations, bad_files
+
+
+def _spacing(header: pydicom.Dataset) -> tuple[float, float] | None:
+    """(row, column) millimetres, or None where the header has none."""
+    values = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+    if not values:
+        return None
+    row, column = map(float, values)
+    return row, column
 
 
 def _position(header: pydicom.Dataset) -> float:
@@ -159,7 +172,7 @@ def _read(path: Path, series: Series, identifier: str, group: str, labels: dict[
 def _read_masks(path: Path, uids: list[str], labels: dict[int, str]) -> tuple[np.ndarray, list[int]]:
     """Return bool masks (images, H, W, segments), and the label index of each segment; one UID repeated is frames."""
     segmentation = hd.seg.segread(path)
-    options = {"assert_missing_frames_are_empty": True, "ignore_spatial_locations": True}
+    options: dict[str, Any] = {"assert_missing_frames_are_empty": True, "ignore_spatial_locations": True}
     if len(uids) > len(set(uids)):
         values = segmentation.get_pixels_by_source_frame(uids[0], range(1, len(uids) + 1), **options)
     else:

@@ -13,7 +13,7 @@ from SegMoTELib.errors import DataError
 
 def read_segment_names(paths: list[Path]) -> list[str]:
     """Return the names of all segments in some files, sorted; a file that cannot be read adds none."""
-    names = set()
+    names: set[str] = set()
     for path in paths:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
@@ -67,7 +67,7 @@ def _on_grid(stored: sitk.Image, offset: np.ndarray, image: Raster, segments: li
     first, last = np.clip(-offset, 0, size), np.clip(np.array(image.size) - offset, 0, size)
     inside = tuple(slice(low, high) for low, high in zip(first, last, strict=True))
     target = tuple(slice(low, high) for low, high in zip(first + offset, last + offset, strict=True))
-    masks = {}
+    masks: dict[str, np.ndarray] = {}
     for name, value, layer in segments:
         segment = layers[..., layer] == value
         mask = np.zeros(image.size, bool)
@@ -80,7 +80,7 @@ def _on_grid(stored: sitk.Image, offset: np.ndarray, image: Raster, segments: li
 
 def _segments(metadata: dict[str, str]) -> list[tuple[str, int, int]]:
     """(name, label value, layer) of each segment in a header."""
-    found = []
+    found: list[tuple[str, int, int]] = []
     while (prefix := f"Segment{len(found)}_") + "ID" in metadata:
         found.append((metadata.get(prefix + "Name", prefix + "ID"), int(metadata.get(prefix + "LabelValue", 1)),
                       int(metadata.get(prefix + "Layer", 0))))
