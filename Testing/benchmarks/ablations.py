@@ -1,8 +1,9 @@
 """The paper's claims at our scale: one table per claim, from short adapt runs on a frozen base.
 
-    python Testing/benchmarks/ablations.py --base BASE.safetensors --data PACK --out runs/ablations [TABLE...]
+    segmote train Testing/benchmarks/held-out-base.yaml -o runs/held-out
+    python Testing/benchmarks/ablations.py --base runs/held-out/model.safetensors --data PACK --out runs/ablations
 
-Every variant is trained from the same base, config and seeds, and evaluated on the same test images. The base's
+The base of ``held-out-base.yaml`` has seen none of the data sets that the study uses. Every variant is trained from the same base, config and seeds, and evaluated on the same test images. The base's
 embeddings are computed once for all runs. Whatever is finished is kept in ``--out`` and not done again, so a run that
 was stopped goes on when it is called again. The tables are written to ``Testing/benchmarks/ablations.md``.
 """
@@ -252,6 +253,16 @@ def format_routing(study: Study, picture: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def seen_by(base: Path) -> str:
+    """Which of the study's data sets the base was trained on, in words, from what its file says."""
+    trained_on = json.loads(load_checkpoint(base).metadata.get("training_data", "null"))
+    if trained_on is None:
+        return "nobody knows which: its file does not say"
+    codes = ADAPTED + LEFT_OUT
+    seen = [code for code in codes if code in trained_on]
+    return {0: "none", len(codes): "all"}.get(len(seen), ", ".join(seen))
+
+
 def draw_heatmap(probabilities: dict[str, np.ndarray], path: Path) -> None:
     """Draw modality by expert into a PNG."""
     from matplotlib.figure import Figure
@@ -292,10 +303,10 @@ def main(tables: tuple[str, ...], base: Path, data: Path, out: Path, steps: int,
         click.echo(done[-1])
     if not tables:
         head = (f"# The claims at our scale\n\nMacro-mean Dice on {limit} test images per data set; {steps} adapt "
-                f"steps at {size} px, {seeds} seed(s).\nAdapted on: {', '.join(ADAPTED)}.\nLeft out of adapting (the "
-                f"base has seen them): {', '.join(LEFT_OUT)}.\n\nReprinted by `python Testing/benchmarks/ablations.py "
-                f"--base BASE --data PACK --out runs/ablations --steps {steps} --size {size} --seeds {seeds} "
-                f"--limit {limit}`.\n\n")
+                f"steps at {size} px, {seeds} seed(s).\nAdapted on: {', '.join(ADAPTED)}.\nLeft out of adapting: "
+                f"{', '.join(LEFT_OUT)}.\nOf these the base has seen {seen_by(base)}.\n\nReprinted by `python "
+                f"Testing/benchmarks/ablations.py --base BASE --data PACK --out runs/ablations --steps {steps} --size "
+                f"{size} --seeds {seeds} --limit {limit}`.\n\n")
         results.write_text(head + "\n".join(done), encoding="utf-8")
 
 

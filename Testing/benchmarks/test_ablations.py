@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from SegMoTELib.network import AutoTarget, ModelConfig, build_model, save_checkpoint
+from SegMoTELib.network import AutoTarget, ModelConfig, build_model, load_checkpoint, save_checkpoint
 
 SPEC = importlib.util.spec_from_file_location("ablations", Path(__file__).with_name("ablations.py"))
 ablations = importlib.util.module_from_spec(SPEC)
@@ -83,6 +83,15 @@ def test_all_tables_are_written(study_options, tmp_path):
         assert f"## {title}" in text
         assert all(f"| {name} |" in text for name in variants)
     assert (tmp_path / "experts.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("trained_on", "words"), [
+    ('{"one": "CC0", "other": "CC0"}', "one"), ('{"one": "CC0", "two": "CC0"}', "all"), ('{"other": "CC0"}', "none"),
+    (None, "its file does not say")])
+def test_the_head_tells_which_data_the_base_has_seen(study_options, tmp_path, trained_on, words):
+    model = load_checkpoint(study_options["base"])
+    save_checkpoint(model, tmp_path / "other.safetensors", {"training_data": trained_on} if trained_on else {})
+    assert ablations.seen_by(tmp_path / "other.safetensors").endswith(words)
 
 
 @pytest.mark.parametrize(("pairs", "share"), [
