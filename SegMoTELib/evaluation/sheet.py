@@ -121,4 +121,4 @@ def _legend() -> list[Any]:
 
 
 def _compress(mask: np.ndarray) -> bytes:
-    return zlib.compress(np.packbits(mask))
+    return zlib.compress(np.packbits(mask).data)

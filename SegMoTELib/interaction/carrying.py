@@ -42,7 +42,7 @@ class Crop:
         return cls(int(rows[0]), int(columns[0]), array.copy(), mask.shape)
 
     def full(self) -> np.ndarray:
-        """The mask of the whole slice."""
+        """(rows, columns) bool: the mask on the whole slice."""
         mask = np.zeros(self.shape, bool)
         height, width = self.array.shape
         mask[self.row:self.row + height, self.column:self.column + width] = self.array
@@ -118,7 +118,7 @@ class Evidence:
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
-    """Pixels to the outline, positive inside; very negative everywhere for an empty mask."""
+    """(rows, columns) float32 pixels from a bool mask's outline, positive inside; very negative if it is empty."""
     if not mask.any():
         return np.full(mask.shape, -1e3, np.float32)
     return (ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)).astype(np.float32)

@@ -52,7 +52,7 @@ def signature(pixels: np.ndarray, encoder: str) -> str:
     """
     digest = hashlib.blake2b(digest_size=20)
     digest.update(json.dumps([VERSION, encoder, list(pixels.shape)]).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
@@ -280,5 +280,5 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=20)
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())
-        digest.update(tensors[name].contiguous().numpy())
+        digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()

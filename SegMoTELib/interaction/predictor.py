@@ -194,6 +194,9 @@ class Predictor:
         Args:
             mask: (H, W) bool, not empty; it and its box are the prompts. Thin ones are not looked at in parts: that
                 would cost dozens of encodings for every slice.
+
+        Raises:
+            RuntimeError: no image is set.
         """
         prompts = self._checked_prompts(None, None, mask_extent(mask), self.mask_input(mask))
         settings = {"adapters": self.model.adapters_trained, "multimask": False}
@@ -203,7 +206,11 @@ class Predictor:
         return self._decode(self.encoded.embedding, self.encoded.transform, prompts, settings)
 
     def mask_input(self, mask: np.ndarray) -> np.ndarray:
-        """Low-resolution logits (1, h, w) of a (H, W) bool mask of the current image, soft at the outline."""
+        """Low-resolution logits (1, h, w) of a (H, W) bool mask of the current image, soft at the outline.
+
+        Raises:
+            RuntimeError: no image is set.
+        """
         inside, outside = (ndimage.distance_transform_edt(part) for part in (mask, ~mask))
         logits = np.clip(2 * (inside - outside), -8, 8).astype(np.float32)
         return self.encoded.transform.apply_logits(torch.from_numpy(logits[None])).numpy()

@@ -124,7 +124,11 @@ class Session:
         return masks[0], float(iou[0])
 
     def auto_logits(self, plane: SlicePlane, target: str) -> tuple[np.ndarray, float]:
-        """Logits (rows, columns) float32 of an auto target on a plane, and the model's estimate of their IoU."""
+        """Logits (rows, columns) float32 of an auto target on a plane, and the model's estimate of their IoU.
+
+        Raises:
+            ValueError: the model does not offer the target; see ``check_target``.
+        """
         with self._asking(plane, {}):
             masks, iou, _ = self.predictor.predict_auto(target, return_logits=True)
         return masks[0], float(iou[0])

@@ -87,6 +87,9 @@ def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTar
     Args:
         model: its base is kept. overrides: ``ModelConfig`` fields of the adapters (experts, top_k, gating, ...).
         auto_targets: replace the model's own if given.
+
+    Raises:
+        CheckpointError: the overrides change the base.
     """
     targets = auto_targets or model.config.auto_targets
     config = replace(model.config, auto_targets=targets, **overrides)

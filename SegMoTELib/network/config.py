@@ -64,6 +64,9 @@ class ModelConfig:
         prompt_tokens: Q, prompt tokens per auto target. auto_targets: what PPT can segment without prompts.
         resize: "pad" (aspect ratio kept, SAM) or "squash" (released SegMoTE).
         pixel_mean, pixel_std: input normalisation on 0-255.
+
+    Raises:
+        ValueError: fields that contradict each other, or sizes beyond any use; names the field.
     """
 
     name: str
@@ -126,7 +129,11 @@ class ModelConfig:
 
     @classmethod
     def sam(cls, encoder: str) -> ModelConfig:
-        """SAM's geometry ("vit_b", "vit_l" or "vit_h": 1024 px, width 256) with adapters attached."""
+        """SAM's geometry ("vit_b", "vit_l" or "vit_h": 1024 px, width 256) with adapters attached.
+
+        Raises:
+            ValueError: another encoder.
+        """
         if encoder not in SAM_ENCODERS:
             raise ValueError(f"SAM has the encoders {', '.join(SAM_ENCODERS)}, not {encoder!r}")
         width, depth, heads, blocks = SAM_ENCODERS[encoder]
