@@ -50,14 +50,6 @@ class ModelLogic:
         with self._waited():
             self.startModel(nameOrPath, device, precision)
 
-    def fetchModel(self, name, acceptLicence=False):
-        """Download weights of the catalogue and wait for them; a licence that is not permissive must be accepted."""
-        self.ensureDependencies()
-        from SegMoTELib.zoo.catalogue import find_entry
-        from SegMoTELib.zoo.download import fetch
-
-        return fetch(find_entry(name), acceptLicence)
-
     def removeModel(self, name):
         """Delete downloaded weights; the bundled ones take over if they are in use. Returns the bytes freed."""
         from SegMoTELib.errors import ModelError

@@ -34,8 +34,9 @@ def list_models(as_json: bool) -> None:
         entry = catalogue().get(model.name)
         rows.append({"name": model.name, "state": model.state, "bytes": model.size, "path": str(model.path),
                      **({"download_bytes": entry.size, "licence": entry.licence, "licence_url": entry.licence_url,
-                         "url": entry.url, "hash": entry.hash, "modalities": entry.modalities,
-                         "trained_on": entry.trained_on, "remark": entry.remark} if entry else {})})
+                         "url": entry.url, "hash": entry.hash, "architecture": entry.architecture,
+                         "modalities": entry.modalities, "trained_on": entry.trained_on,
+                         "remark": entry.remark} if entry else {})})
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

@@ -12,8 +12,6 @@ from SegMoTELib.data.items import BadFile, SourceSet, safe_name
 from SegMoTELib.data.readers.common import DESCRIPTION, carried_info, read_description
 from SegMoTELib.errors import DataError
 
-LAYOUTS = ("pack", "nnunet", "imis", "pairs", "dicom")
-
 
 def open_sources(folders: list[Path], layout: str = "auto",
                  ct_window: tuple[float, float] = CT_WINDOW) -> list[SourceSet]:
@@ -23,7 +21,7 @@ def open_sources(folders: list[Path], layout: str = "auto",
 
     Args:
         folders: data set folders, or folders of data set folders (each with a ``dataset.json``).
-        layout: one of ``LAYOUTS`` or "auto".
+        layout: "pack", "nnunet", "imis", "pairs", "dicom" or "auto".
         ct_window: (centre, width) in HU for CT that is not 8 bit yet.
 
     Returns:

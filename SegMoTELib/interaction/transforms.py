@@ -59,11 +59,6 @@ class SquareTransform:
         corners = np.asarray(boxes, np.float64)
         return self.apply_points(corners.reshape(*corners.shape[:-1], 2, 2)).reshape(corners.shape)
 
-    def inverse_points(self, points: np.ndarray) -> np.ndarray:
-        """(..., 2) x, y in the square -> image pixels, float64."""
-        height, width = self.resized
-        return np.asarray(points, np.float64) * (self.width / width, self.height / height)
-
     def apply_logits(self, logits: Tensor) -> Tensor:
         """(C, H, W) logits on the image -> (C, h, w) low-resolution logits, shrunk without aliasing; -16 = padding."""
         size = self.config.mask_size

@@ -27,6 +27,7 @@ def test_the_list_is_readable_by_people_and_by_scripts(segmote):
     rows = {row["name"]: row for row in json.loads(segmote("list", "--json"))}
     assert rows["sam-vit-b"]["state"] == "not downloaded"
     assert rows["sam-vit-b"]["licence"] == "Apache-2.0"
+    assert rows["sam-vit-b"]["architecture"] == "sam_vit_b"
 
 
 def test_a_model_is_added_verified_used_by_name_and_removed(segmote, tmp_path):
