@@ -105,10 +105,13 @@ def load_predictor(model: str, device: str, keep_embeddings: bool):
 
 def open_session(path: Path, intensity: str, predictor, series: str, output: Path) -> Session:
     """A session on a volume from a file, whose segments can be written to another."""
+    from SegMoTELib.errors import VolumeError
     from SegMoTELib.imaging.files import check_output, read_volume
     from SegMoTELib.imaging.intensity import range_of
     from SegMoTELib.interaction.session import Session
 
+    if path.exists() and output.exists() and output.samefile(path):
+        raise VolumeError(f"{output}: is the volume itself, which would be lost; choose another name.")
     volume = read_volume(path, series)
     check_output(output, volume)
     return Session(predictor, volume, range_of(volume, intensity))

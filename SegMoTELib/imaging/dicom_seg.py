@@ -87,12 +87,17 @@ def _in_file_order(pixels: np.ndarray, source: Path) -> np.ndarray:
     return pixels[np.argsort(numbers)]
 
 
+def _label(name: str) -> str:
+    """A name as DICOM allows it in a long string: 64 characters, no backslash, nothing that controls a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in name.replace("\\", "/")).strip()[:64]
+
+
 def _description(number: int, segment: NamedMask) -> Any:
     import highdicom as hd
 
     codes = {name: hd.sr.CodedConcept(*code) for name, code in coded(segment.terminology).items()}
     found = hd.seg.SegmentDescription(
-        segment_number=number, segment_label=segment.name.replace("\\", "/").strip()[:64] or f"Segment {number}",
+        segment_number=number, segment_label=_label(segment.name) or f"Segment {number}",
         segmented_property_category=codes["category"], segmented_property_type=codes["type"],
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(

@@ -119,11 +119,19 @@ def check_output(path: Path, volume: Volume | None = None) -> None:
         volume: what will be segmented, where it is known already.
 
     Raises:
-        VolumeError: another ending than those of ``SEGMENTATIONS``, or a DICOM SEG without highdicom or of a volume
-            that is not from DICOM.
+        VolumeError: another ending than those of ``SEGMENTATIONS``, a folder, a place that cannot be written, or a
+            DICOM SEG without highdicom or of a volume that is not from DICOM, or in place of one of its files.
     """
     if not path.name.endswith(SEGMENTATIONS):
         raise VolumeError(f"{path}: a segmentation's name ends in {', '.join(SEGMENTATIONS)}.")
+    if path.is_dir():
+        raise VolumeError(f"{path}: is a folder; give the name of a file.")
+    there = next((one for one in path.absolute().parents if one.exists()), None)
+    if there is None or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise VolumeError(f"{path}: cannot be written ({there} is no folder that you may write to).")
+    if volume is not None and path.exists() and any(source.exists() and path.samefile(source)
+                                                    for source in volume.sources):
+        raise VolumeError(f"{path}: is a file of the volume itself; choose another name.")
     if path.name.endswith(".dcm"):
         if find_spec("highdicom") is None:
             raise VolumeError("DICOM SEG needs highdicom: pip install segmote[dicom]; or write a .seg.nrrd.")
@@ -220,5 +228,6 @@ def _write_atomically(write: Callable[[str], None], path: Path) -> None:
         write(temporary)
         os.replace(temporary, path)
     except (RuntimeError, OSError) as error:
-        Path(temporary).unlink(missing_ok=True)
         raise VolumeError(f"{path}: cannot be written ({reason(error)}).") from error
+    finally:  # Ctrl+C too leaves no half file
+        Path(temporary).unlink(missing_ok=True)

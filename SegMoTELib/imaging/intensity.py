@@ -12,6 +12,7 @@ PRESETS = {"ct_soft_tissue": (-160.0, 240.0), "ct_lung": (-1350.0, 150.0), "ct_b
 MAPPINGS = ("window", "percentiles", *PRESETS)
 PERCENTILES = (0.5, 99.5)
 SAMPLED = 2_000_000  # voxels looked at for percentiles
+LARGEST = float(np.finfo(np.float32).max)  # slices are float32; what is beyond counts as no number
 
 
 def range_of(volume: Volume, mapping: str, window: tuple[float, float] | None = None) -> tuple[float, float] | None:
@@ -35,8 +36,8 @@ def range_of(volume: Volume, mapping: str, window: tuple[float, float] | None = 
         raise VolumeError(f"{mapping!r} is not an intensity mapping; choose one of {', '.join(MAPPINGS)}.")
     step = max(1, round((volume.array.size / SAMPLED) ** (1 / 3)))
     values = np.asarray(volume.array[::step, ::step, ::step], np.float64)
-    values = values[np.isfinite(values)]
+    values = values[np.abs(values) <= LARGEST]
     if values.size == 0:
-        raise VolumeError("The volume holds no finite value; it may be damaged.")
+        raise VolumeError("The volume holds no finite value that can be shown; it may be damaged.")
     black, white = (float(value) for value in np.percentile(values, PERCENTILES))
     return (black, white) if white > black else (black, black + 1.0)

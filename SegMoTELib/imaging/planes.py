@@ -109,7 +109,7 @@ class SlicePlane:
         count = np.maximum(1, np.round((high - low) / spacing)).astype(int)
         if count.max() > LARGEST_SIDE:
             spacing *= count.max() / LARGEST_SIDE
-            count = np.maximum(1, np.round((high - low) / spacing)).astype(int)
+            count = np.ceil((high - low) / spacing - 1e-6).astype(int)  # half a pixel may be several voxels now
         matrix = np.eye(4)
         matrix[:3, :2], matrix[:3, 2] = spans * spacing, normal
         # Whole pixels, centred on the cross-section: on the grid, pixel centres are voxel centres.
@@ -170,11 +170,12 @@ class SlicePlane:
 
         Args:
             solid: every voxel whose cell the plane passes through, so that an oblique view shows no gaps. Otherwise one
-                voxel per column along the voxel axis nearest to the normal, so that parallel planes share none.
+                voxel per column along the voxel axis whose steps lead furthest along the normal, so that planes one
+                ``thickness`` apart share none and leave none out.
         """
-        axis = int(np.abs(self.normal @ volume.directions).argmax())
-        low, high = self._voxel_extent(mask, volume)
         along = self.normal @ volume.ijk_to_ras[:3, :3]  # millimetres along the normal per voxel step
+        axis = int(np.abs(along).argmax())
+        low, high = self._voxel_extent(mask, volume)
         reach = 0.5 * np.abs(along).sum() / abs(along[axis]) - 1e-6  # steps between a plane and the cells it meets
         if solid:
             last = volume.shape[axis] - 1

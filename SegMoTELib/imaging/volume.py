@@ -10,6 +10,8 @@ import numpy as np
 from SegMoTELib.errors import VolumeError
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SPACINGS = (1e-4, 1e6)  # millimetres that a voxel may measure; planes are told apart to a tenth of a micrometre
+FLATTEST = 1e-6  # volume of a cell whose edges have the length 1, from which its directions span space
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,15 @@ class Volume:
     """A scalar or RGB volume in its own RAS space; a parent transform is not applied.
 
     Attributes:
-        array: (K, J, I) or (K, J, I, 3), any number type; held, not copied.
+        array: (K, J, I) or (K, J, I, 3), any number type; held, not copied, unless it is a float of another size than
+            32 or 64 bits.
         ijk_to_ras: (4, 4) float64, voxel index (i, j, k, 1) to RAS millimetres, of voxel centres; may be oblique,
             anisotropic or left-handed.
         modality: DICOM modality ("CT", "MR", ...) where known. name: for messages.
         sources: the DICOM files it was read from, in the order of its slices; empty for other formats.
 
     Raises:
-        VolumeError: no voxels, not numbers, or a matrix that does not span space.
+        VolumeError: no voxels, not numbers, a matrix that does not span space, or a spacing beyond ``SPACINGS``.
     """
 
     array: np.ndarray = field(repr=False)
@@ -41,11 +44,22 @@ class Volume:
             raise VolumeError(f"{self._called()} has no voxels; load its image data first.")
         if array.dtype.kind not in "buif":
             raise VolumeError(f"{self._called()} holds {array.dtype} values; numbers are needed.")
-        matrix = np.array(self.ijk_to_ras, np.float64)
-        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
-            raise VolumeError(f"{self._called()} has an unusable geometry; check its spacing and directions.")
+        if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+            array = array.astype(np.float32)
         object.__setattr__(self, "array", array)
-        object.__setattr__(self, "ijk_to_ras", matrix)
+        object.__setattr__(self, "ijk_to_ras", np.array(self.ijk_to_ras, np.float64))
+        self._check_geometry()
+
+    def _check_geometry(self) -> None:
+        matrix = self.ijk_to_ras
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not self.spacing.all():
+            raise VolumeError(f"{self._called()} has an unusable geometry; check its spacing and directions.")
+        if self.spacing.min() < SPACINGS[0] or self.spacing.max() > SPACINGS[1]:
+            sizes = " x ".join(f"{size:.3g}" for size in self.spacing)
+            raise VolumeError(f"{self._called()} has voxels of {sizes} mm, which is beyond what can be told apart; "
+                              "check the unit of its spacing.")
+        if abs(np.linalg.det(self.directions)) < FLATTEST:
+            raise VolumeError(f"{self._called()} has an unusable geometry; check its spacing and directions.")
 
     @property
     def shape(self) -> tuple[int, int, int]:

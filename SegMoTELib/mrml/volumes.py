@@ -13,17 +13,23 @@ from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.stacks import PlaneStack
 from SegMoTELib.imaging.volume import Volume
 
+IMAGES = ("vtkMRMLScalarVolumeNode", "vtkMRMLVectorVolumeNode")
+
 
 def volume_of(node: Any) -> Volume:
     """The voxels and geometry of a scalar or RGB volume node; the array is the node's own memory.
 
     Raises:
-        VolumeError: no node, a label map, no voxels, or several values per voxel that are not RGB.
+        VolumeError: no node, a label map or another kind of node, no voxels, or several values per voxel that are not
+            RGB.
     """
     if node is None:
         raise VolumeError("Choose a volume first.")
     if node.IsA("vtkMRMLLabelMapVolumeNode"):
         raise VolumeError(f"{node.GetName()} is a label map; choose the image it was drawn on.")
+    if node.GetClassName() not in IMAGES:
+        raise VolumeError(f"{node.GetName()} is a {node.GetNodeTagName()} node, no image that can be segmented; choose "
+                          "a scalar or colour volume.")
     if node.GetImageData() is None or node.GetImageData().GetPointData().GetScalars() is None:
         raise VolumeError(f"{node.GetName()} has no voxels; load its image data first.")
     matrix = vtk.vtkMatrix4x4()

@@ -24,7 +24,7 @@ ATTEMPTS = 5  # a cut connection is taken up again this often in one call
 TIMEOUT = (10, 30)  # seconds to connect, and without a byte
 BLOCK = 1 << 14  # small, so that a slow host does not delay a cancel
 SPARE = 1 << 28  # bytes left free on the disk
-PAGE = re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
+PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|html|head|body|\?xml)", re.IGNORECASE)
 
 Progress = Callable[[int, "int | None"], None]
 
@@ -78,12 +78,15 @@ def fetch(entry: Entry, accept_licence: bool = False, progress: Progress | None 
 def _download(entry: Entry, path: Path, progress: Progress, cancelled: Callable[[], bool]) -> None:
     """Fetch, verify and note one file; ``fetch`` says what goes wrong."""
     import pooch
+    from requests import RequestException
 
     expected = entry.hash or _hash_of_host(entry.url)
     pooch.get_logger().setLevel("ERROR")
     try:
         pooch.retrieve(entry.url, expected, fname=path.name, path=path.parent,
                        downloader=_Resumed(entry, path, progress, cancelled, bool(expected)))
+    except RequestException:  # some of them are ValueErrors too
+        raise
     except ValueError as error:  # pooch's word for another hash; it has removed the file
         raise ModelError(f"{entry.title}: what {_host(entry)} sent is not the published file (its "
                          f"{(expected or 'hash').split(':')[0]} differs); it was deleted. "
@@ -161,7 +164,7 @@ class _Resumed:
         if total is not None and here > total:
             self.part.unlink()
             raise ModelError(f"{self.entry.title}: the host sent more than the {total} bytes announced.")
-        if total is not None and here < total:
+        if here < (total or 1):
             raise requests.ConnectionError(f"cut off at {here} of {total} bytes")
 
     def _total(self, answer: requests.Response, here: int) -> int | None:

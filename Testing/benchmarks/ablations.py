@@ -3,8 +3,8 @@
     segmote train Testing/benchmarks/held-out-base.yaml -o runs/held-out
     python Testing/benchmarks/ablations.py --base runs/held-out/model.safetensors --data PACK --out runs/ablations
 
-The base of ``held-out-base.yaml`` has seen none of the data sets that the study uses. Every variant is trained from
-the same base, config and seeds, and evaluated on the same test images. The base's embeddings are computed once for all
+The base of ``held-out-base.yaml`` has seen none of the data sets that the study uses. Every variant is trained from the
+same base, config and seeds, and evaluated on the same test images. The base's embeddings are computed once for all
 runs. Whatever is finished is kept in ``--out`` and not done again, so a run that was stopped goes on when it is called
 again. The tables are written to ``Testing/benchmarks/ablations.md``.
 """

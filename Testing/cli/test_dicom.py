@@ -54,6 +54,17 @@ def test_a_dicom_folder_in_a_dicom_seg_out(write_ball, tmp_path):
     assert found.get_segment_description(1).segment_label == "ball"
 
 
+def test_a_file_of_the_series_is_never_overwritten(write_ball, tmp_path):
+    write_ball(tmp_path / "ct")
+    source = tmp_path / "ct" / "1.2.3.1_2.dcm"
+    (tmp_path / "ct" / "1.2.3.1_2").rename(source)
+    before = source.read_bytes()
+    result = run("segment", tmp_path / "ct", "--box=2,-22,8,22,-2,8", "-o", source)
+    assert isinstance(result.exception, VolumeError)
+    assert "is a file of the volume itself" in str(result.exception)
+    assert source.read_bytes() == before
+
+
 def test_a_dicom_seg_of_another_file_is_refused_before_any_work(write_ball, tmp_path):
     import SimpleITK as sitk
 

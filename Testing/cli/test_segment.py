@@ -88,3 +88,23 @@ def test_numbers_that_are_not_positions_are_refused(volume_path, value):
     result, _ = run(volume_path, f"--point={value}")
     assert result.exit_code == 2
     assert "R,A,S in millimetres" in result.output
+
+
+@pytest.mark.parametrize("name", ["ball.nii.gz", "link.nii.gz"])
+def test_the_volume_itself_is_never_overwritten(volume_path, name):
+    before = volume_path.read_bytes()
+    output = volume_path.with_name(name)
+    if not output.exists():
+        output.symlink_to(volume_path)
+    with pytest.raises(SegMoTEError, match="is the volume itself"):
+        CliRunner().invoke(command, [str(volume_path), "-o", str(output), "--point=20,-30,12"], catch_exceptions=False)
+    assert volume_path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "message"), [("taken.seg.nrrd", "is a folder"),
+                                               ("ball.nii.gz/x.seg.nrrd", "no folder that you may write to")])
+def test_a_place_that_cannot_be_written_is_said_before_any_work(volume_path, name, message):
+    (volume_path.parent / "taken.seg.nrrd").mkdir()
+    with pytest.raises(SegMoTEError, match=message):
+        CliRunner().invoke(command, ["missing.nrrd", "-o", str(volume_path.parent / name), "--point=1,2,3"],
+                           catch_exceptions=False)

@@ -165,13 +165,13 @@ def test_where_a_clip_cannot_carry_one_its_segments_are_kept(tmp_path):
         np.testing.assert_allclose(again.ijk_to_ras, volume.ijk_to_ras, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["", " ", "a\\b", "x" * 200])
+@pytest.mark.parametrize("name", ["", " ", "a\\b", "x" * 200, "a\n\x1bb"])
 def test_any_name_of_a_segment_can_be_written(write_series, tmp_path, name):
     write_series(tmp_path / "ct", count=1)
     volume = read_volume(tmp_path / "ct")
     write_segmentation(tmp_path / "s.dcm", volume, [NamedMask(name, (1, 2, 3), speckle(volume))])
     label = pydicom.dcmread(tmp_path / "s.dcm").SegmentSequence[0].SegmentLabel
-    assert label == {"a\\b": "a/b", "x" * 200: "x" * 64}.get(name, "Segment 1")
+    assert label == {"a\\b": "a/b", "x" * 200: "x" * 64, "a\n\x1bb": "a  b"}.get(name, "Segment 1")
 
 
 def test_terminology_falls_back_to_tissue():

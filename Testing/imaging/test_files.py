@@ -128,3 +128,14 @@ def test_what_cannot_be_written_is_said(make_ball, tmp_path, name, segments, mes
     with pytest.raises(VolumeError, match=message):
         write_segmentation(tmp_path / name, volume, [NamedMask("x", (1, 2, 3), mask)] if segments else [])
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_while_writing_leaves_no_half_file(make_ball, tmp_path, monkeypatch):
+    def interrupt(image, part, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sitk, "WriteImage", interrupt)
+    volume = make_ball("RAS", "anisotropic")
+    with pytest.raises(KeyboardInterrupt):
+        write_segmentation(tmp_path / "x.seg.nrrd", volume, [NamedMask("x", (1, 2, 3), volume.array > 125)])
+    assert not list(tmp_path.iterdir())

@@ -49,7 +49,7 @@ def test_a_mask_on_the_grid_goes_back_to_the_voxels_it_came_from(ball, center, o
 def test_an_oblique_mask_becomes_one_layer_without_holes(ball, disk, slice_to_ras):
     plane = SlicePlane.from_slice_to_ras(ball, slice_to_ras)
     patch = plane.insert(disk(plane), ball)
-    axis = 2 - int(np.abs(plane.normal @ ball.directions).argmax())
+    axis = 2 - int(np.abs(plane.normal @ ball.ijk_to_ras[:3, :3]).argmax())
     assert patch.array.sum(axis=axis).max() == 1
     assert patch.array.sum(axis=axis).min() == 0
     indices = np.argwhere(patch.array) + [part.start for part in patch.slices]
@@ -152,12 +152,13 @@ def test_what_cannot_be_used_is_said(make_ball, make, message):
         make(make_ball("RAS", "isotropic"))
 
 
-@pytest.mark.parametrize("tilt", [0.0, 0.3, 0.7, 1.2])
-def test_a_solid_mask_fills_every_cell_that_an_oblique_plane_passes_through(tilt):
-    volume = Volume(np.zeros((40, 40, 40), np.uint8), np.diag([1.0, 1.0, 1.5, 1.0]))
+@pytest.mark.parametrize("thickness", [0.3, 1.5, 8.0])
+@pytest.mark.parametrize("tilt", [0.0, 0.05, 0.3, 0.7, 1.2, 1.5])
+def test_a_solid_mask_fills_every_cell_that_an_oblique_plane_passes_through(tilt, thickness):
+    volume = Volume(np.zeros((40, 40, 40), np.uint8), np.diag([1.0, 1.0, thickness, 1.0]))
     matrix = np.eye(4)
     matrix[:3, :3] = [[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]]
-    matrix[:3, 3] = (20, 20, 30)
+    matrix[:3, 3] = (20, 20, 20 * thickness)
     plane = SlicePlane.from_slice_to_ras(volume, matrix)
     patch = plane.insert(np.ones(plane.shape, bool), volume, solid=True)
     filled = np.zeros((40, 40, 40), bool)

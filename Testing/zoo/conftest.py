@@ -38,6 +38,16 @@ class Handler(BaseHTTPRequestHandler):
         self.server.paths.append(self.path)
         if fault in ("page", "page in disguise"):
             content = b"\n<!DOCTYPE html><html>please log in</html>"
+        if fault == "page after a mark":
+            content = b"\xef\xbb\xbf<!-- portal -->" + bytes(len(CONTENT) - 18)
+        if fault == "nothing":
+            content = b""
+        if fault == "leads astray":
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/hostname")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if fault == "other bytes":
             content = bytes(len(CONTENT))
         if fault == "missing":

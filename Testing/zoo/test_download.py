@@ -58,6 +58,14 @@ def test_a_host_that_keeps_breaking_off_leaves_what_came_for_the_next_time(host,
     assert host.asked[-1] == CUT // BLOCK * BLOCK
 
 
+@pytest.mark.parametrize("fault", ["nothing", "page after a mark"])
+def test_what_is_no_weights_is_refused_without_a_hash_too(host, entry, tmp_path, fault):
+    host.fault = fault
+    with pytest.raises(ModelError):
+        fetch(dataclasses.replace(entry, hash="", size=None), folder=tmp_path)
+    assert not (tmp_path / "test.pth").exists()
+
+
 def test_cancelling_keeps_what_came(host, entry, tmp_path):
     host.fault, blocks = "slow", []
     with pytest.raises(CancelledError):
@@ -69,7 +77,8 @@ def test_cancelling_keeps_what_came(host, entry, tmp_path):
 
 
 @pytest.mark.parametrize(("fault", "words"), [
-    ("page", "web page"), ("page in disguise", "offers 4. bytes"),
+    ("page", "web page"), ("page in disguise", "offers 4. bytes"), ("page after a mark", "web page"),
+    ("leads astray", r"broke off \(InvalidSchema\)"),
     ("announces less", "offers 2999995 bytes"), ("announces more", "offers 3000005 bytes"),
     ("other bytes", "not the published file"), ("missing", r"broke off \(it answered 404 Not Found\)")])
 def test_what_is_not_the_file_is_refused_and_nothing_is_left(host, entry, tmp_path, fault, words):
