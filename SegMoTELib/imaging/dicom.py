@@ -22,8 +22,9 @@ OTHERS = {"SEG": "a segmentation", "RTSTRUCT": "a set of contours", "RTPLAN": "a
 # What tells apart images at the same place, most telling first.
 MARKS = ("EchoTime", "DiffusionBValue", "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase", "TriggerTime",
          "ImageType", "AcquisitionNumber", "ContentTime")
-TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "InstanceNumber",
-        "SamplesPerPixel", "TotalPixelMatrixColumns", *MARKS, *GEOMETRY_TAGS]
+TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "FrameOfReferenceUID", "SeriesDescription",
+        "Modality", "InstanceNumber", "SamplesPerPixel", "TotalPixelMatrixColumns", *MARKS, *GEOMETRY_TAGS]
+IDENTITY = ("SOPInstanceUID", "InstanceNumber", *MARKS)
 NAMED = 8  # series or files that one message names
 
 
@@ -80,7 +81,8 @@ def find_series(folder: Path) -> list[Series]:
             continue
         if header is not None:
             scout = "LOCALIZER" in (header.get("ImageType") or ())
-            found.setdefault((str(header.get("SeriesInstanceUID") or path.name), scout), []).append((path, header))
+            uid = str(header.get("SeriesInstanceUID") or path.parent.name)
+            found.setdefault((uid, scout), []).append((path, header))
     if damaged:
         log.warning("%s: left out, for they are damaged or no DICOM: %s", folder,
                     _listed([path.name for path in damaged]))
@@ -183,8 +185,8 @@ def _judged(uid: str, pairs: list, localizer: bool) -> Series:
         for path, header in pairs:
             for number, place in enumerate(places_of(header)):
                 # A file that lies there twice is one image.
-                instance = (str(header.get("SOPInstanceUID", path)), str(header.get("InstanceNumber", "")), number,
-                            str(place.position))
+                instance = (number, str(place.position), *(str(header.get(name, "")) for name in IDENTITY),
+                            "" if "SOPInstanceUID" in header else str(path))
                 images.setdefault(instance, ((path, number), place, header))
         frames, places, headers = zip(*images.values(), strict=True)
         series.frames = list(frames)
@@ -213,6 +215,10 @@ def _refuse_no_image(headers: list) -> None:
     syntax = first.file_meta.TransferSyntaxUID
     if syntax.name.startswith(("MPEG", "HEVC", "Fragmentable MPEG", "SMPTE")):
         raise NotRegularError(f"it is a video ({syntax.name}); export its frames as images")
+    for name, words in (("PatientID", "patients"), ("FrameOfReferenceUID", "frames of reference")):
+        count = len({str(header.get(name) or "") for header in headers})
+        if count > 1:
+            raise NotRegularError(f"its images are of {count} {words}; put those of each into a folder of its own")
     samples = {int(header.get("SamplesPerPixel") or 1) for header in headers}
     if len({(header.Rows, header.Columns) for header in headers}) > 1 or len(samples) > 1:
         raise NotRegularError("its images differ in size or kind")

@@ -60,6 +60,8 @@ def frames_of(path: Path) -> np.ndarray:
     """
     try:
         data = open_dicom(path)
+        if not any(data.get(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+            raise ValueError("it holds none")
         return _values(data, _decoded(data))
     except Exception as error:  # pydicom and its decoders raise many kinds
         raise VolumeError(f"{path}: its pixels cannot be read ({reason(error)}).") from error
@@ -71,12 +73,12 @@ def _decoded(data: Dataset) -> np.ndarray:
 
     syntax = data.file_meta.TransferSyntaxUID
     try:
-        frames = list(get_decoder(syntax).iter_array(data))  # one by one: colours are converted in float32
+        frames = _each_frame(get_decoder(syntax), data)
     except (RuntimeError, NotImplementedError):
         if not syntax.is_encapsulated:
             raise
         try:
-            frames = list(_gdcm(syntax).iter_array(data))
+            frames = _each_frame(_gdcm(syntax), data)
         except RuntimeError as error:
             raise ValueError(f"{syntax.name}, cut off, damaged or not supported") from error
     array, kind = np.stack([frame for frame, _ in frames]), frames[0][1]["photometric_interpretation"]
@@ -84,6 +86,17 @@ def _decoded(data: Dataset) -> np.ndarray:
     if array.ndim == 4 and kind not in ("RGB", "YBR_RCT", "YBR_ICT"):
         raise ValueError(f"colours of the kind {kind}")
     return array if array.ndim == 4 or syntax.is_encapsulated else _without_overlay(array, data)
+
+
+def _each_frame(decoder: Any, data: Dataset) -> list[tuple[np.ndarray, dict]]:
+    """Frames one by one, for colours are converted in float32."""
+    try:
+        return list(decoder.iter_array(data))
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        # pydicom corrects the sign of JPEG 2000 in place, and only what it decodes by index can be written to.
+        return [decoder.as_array(data, index=number) for number in range(int(data.get("NumberOfFrames") or 1))]
 
 
 @lru_cache
@@ -149,7 +162,8 @@ def _values(data: Dataset, stored: np.ndarray) -> np.ndarray:
         colours = np.stack([apply_color_lut(frame, data)[..., :3] for frame in stored])
         return (colours >> 8).astype(np.uint8) if colours.max() > 255 else colours.astype(np.uint8)
     rescale = [_rescale(data, number) for number in range(len(stored))]
-    in_units = data.get("Modality") == "PT" or any(unit == "HU" for *_, unit in rescale)
+    usual = "HU" if data.get("Modality") == "CT" else ""  # CT names its unit only where it is another
+    in_units = data.get("Modality") == "PT" or any((unit or usual) == "HU" for *_, unit in rescale)
     inverted = kind == "MONOCHROME1" and not in_units
     padding = _padding(data, stored) if inverted else None
     if data.get("ModalityLUTSequence"):

@@ -75,6 +75,8 @@ def _source(path: Path, volume: Volume) -> Dataset:
     source.SpecificCharacterSet = "ISO_IR 192"  # for names and labels of any script; highdicom takes it over
     if source.get("PixelSpacing") and not source.get("SliceThickness"):
         source.SliceThickness = f"{volume.spacing[2]:.6g}"  # of a projection; readers want one
+    if source.get("SpacingBetweenSlices"):
+        source.SpacingBetweenSlices = f"{volume.spacing[2]:.6g}"  # as the slices lie; the header's may be another
     for name in EMPTY:
         if name not in source:
             setattr(source, name, "")

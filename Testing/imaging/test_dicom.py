@@ -80,6 +80,19 @@ def endless(index, one):
     one.ImagePositionPatient = ["1e400", "0", "0"]
 
 
+def of_two_patients(index, one):
+    one.PatientID = f"patient {index // 3}"
+
+
+def of_two_frames(index, one):
+    one.FrameOfReferenceUID = f"1.2.{index // 3}"
+
+
+def anonymised_alike(index, one):
+    one.SOPInstanceUID, one.InstanceNumber, one.EchoTime = "1.2", 1, index % 2
+    one.ImagePositionPatient[2] = -75.7 + STEP * (index // 2)
+
+
 def no_image(index, one):
     one.Modality = "SR"
 
@@ -96,6 +109,8 @@ def four_channels(index, one):
     (repeated, r"3 of its 6 images lie at the same place .*EchoTime"),
     (turned, "not parallel"), (larger, "differ in size"), (finer, "differ in pixel size"),
     (nowhere, "do not say where they lie"), (unmeasured, "how large its pixels are"),
+    (of_two_patients, "are of 2 patients"), (of_two_frames, "are of 2 frames of reference"),
+    (anonymised_alike, r"same place .*EchoTime"),
     (skewed, "orientation"), (endless, "ImagePositionPatient is damaged"), (no_image, "a report, not an image"),
     (four_channels, "4 values per pixel")])
 def test_a_series_that_is_no_regular_volume_says_why(write_series, tmp_path, change, words):
@@ -117,6 +132,11 @@ def test_rounded_places_are_no_uneven_spacing(write_series, tmp_path):
 def test_a_copied_slice_counts_once(write_series, tmp_path):
     write_series(tmp_path)
     shutil.copy(tmp_path / "003_1111.dcm", tmp_path / "copy of 003.dcm")
+    assert read_volume(tmp_path).shape == (128, 128, SLICES)
+
+
+def test_slices_without_a_series_uid_are_the_series_of_their_folder(write_series, tmp_path):
+    write_series(tmp_path / "a", lambda index, one: one.__delattr__("SeriesInstanceUID"))
     assert read_volume(tmp_path).shape == (128, 128, SLICES)
 
 

@@ -65,7 +65,7 @@ def test_monochrome1_is_turned_round_within_its_range(tmp_path, dtype, stored, s
 
 def test_a_monochrome1_series_comes_with_its_bright_parts_bright(write_series, tmp_path):
     def inverted(index, one):
-        one.PhotometricInterpretation = "MONOCHROME1"
+        one.Modality, one.PhotometricInterpretation = "MR", "MONOCHROME1"
 
     write_series(tmp_path, inverted)
     array = read_volume(tmp_path).array
@@ -73,7 +73,7 @@ def test_a_monochrome1_series_comes_with_its_bright_parts_bright(write_series, t
     assert (np.diff(array[:, 100, 100]) == -100).all()  # one range for all slices
 
 
-@pytest.mark.parametrize("tags", [{"RescaleType": "HU"}, {"Modality": "PT"}])
+@pytest.mark.parametrize("tags", [{"RescaleType": "HU"}, {"Modality": "PT"}, {"Modality": "CT"}])
 def test_values_with_a_unit_are_never_turned_round(tmp_path, tags):
     path, ramp = grey(tmp_path, np.int16, PhotometricInterpretation="MONOCHROME1", **tags)
     np.testing.assert_array_equal(read_volume(path).array[0], ramp)
@@ -146,6 +146,18 @@ def test_what_pydicom_cannot_decode_gdcm_does(name, shape, dtype):
     assert array.shape == shape
     assert array.dtype == dtype
     np.testing.assert_array_equal(np.squeeze(array), np.squeeze(sitk.GetArrayFromImage(sitk.ReadImage(path))))
+
+
+def test_a_jpeg_2000_image_whose_sign_the_header_denies_is_read():
+    path = get_testdata_file("J2K_pixelrep_mismatch.dcm")
+    np.testing.assert_array_equal(read_volume(path).array[0], pydicom.dcmread(path).pixel_array)
+
+
+@pytest.mark.parametrize("pixels", [None, b""])
+def test_a_file_without_pixels_is_named(tmp_path, pixels):
+    path, _ = grey(tmp_path, PixelData=pixels)
+    with pytest.raises(VolumeError, match=r"one\.dcm: its pixels cannot be read \(it holds none\)"):
+        read_volume(path)
 
 
 def test_a_compressed_monochrome1_image_is_turned_round_once(tmp_path):

@@ -53,6 +53,18 @@ def test_a_dicom_seg_refers_to_its_series_and_comes_back_the_same(write_series, 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_distance_between_slices_is_the_real_one_whatever_the_header_says(write_series, tmp_path):
+    def stale(index, one):
+        one.SpacingBetweenSlices = 5
+
+    write_series(tmp_path / "ct", stale)
+    volume = read_volume(tmp_path / "ct")
+    mask = speckle(volume)
+    write_segmentation(tmp_path / "found.dcm", volume, [NamedMask("speckle", (200, 10, 10), mask)])
+    found = highdicom.seg.segread(tmp_path / "found.dcm").get_volume(combine_segments=True)
+    np.testing.assert_allclose(found.spacing, [3, *volume.spacing[1::-1]])
+
+
 def test_our_own_reader_takes_it_back(write_series, tmp_path):
     from SegMoTELib.data.readers import dicom as reader
 
