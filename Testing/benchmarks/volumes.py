@@ -286,7 +286,7 @@ def speed(folder: Path, model: str) -> None:
     click.echo(f"prefetch: {prefetch_hits(case):.0%} of clicks found their slice ready")
     alone, meanwhile, ready = click_while_prefetching(case)
     click.echo(f"click on an encoded slice: {1000 * alone:.0f} ms alone, {1000 * meanwhile:.0f} ms while others are "
-               f"prefetched, of which {ready} of {count} were ready by then")
+               f"prefetched ({meanwhile / alone:.1f} times as long), of which {ready} of {count} were ready by then")
     click.echo(f"cancel to idle: {1000 * cancel_to_idle(case):.0f} ms until the panel is free, "
                f"{1000 * cancel_to_idle(case, thread=True):.0f} ms until the thread has ended")
 

@@ -21,6 +21,7 @@ from SegMoTELib.network import load_checkpoint
 from SegMoTELib.zoo import resolve_model
 
 SHAPE = (8, 30, 32)  # k, j, i
+PLAIN = np.eye(3)
 TILT = np.array([[1, 0, 0], [0, 0.94, -0.342], [0, 0.342, 0.94]]) @ np.array(
     [[0.966, 0.259, 0], [-0.259, 0.966, 0], [0, 0, 1]])
 SHEAR = np.array([[1, 0, 0.4], [0, 1, 0], [0, 0, 0.917]])
@@ -57,7 +58,7 @@ def scan(predictor, monkeypatch):
 
     Auto answers with what is bright: the bundled model's own targets are not in such volumes.
     """
-    def make(shape=SHAPE, spacing=(1, 1, 2), directions=np.eye(3), values=lambda a: a):
+    def make(shape=SHAPE, spacing=(1, 1, 2), directions=PLAIN, values=lambda a: a):
         grid = np.indices(shape) - (np.array(shape)[:, None, None, None] - 1) / 2
         truth = sum((grid[axis] / max(0.3 * shape[axis], 0.6)) ** 2 for axis in range(3)) <= 1
         array = 100 + 80 * truth + np.random.default_rng(0).normal(0, 6, shape)
@@ -165,10 +166,11 @@ def test_thin_volumes_work_or_say_why_not(scan, thin, orientation):
     if len(stack) > 100:
         stack = PlaneStack(stack.planes[2490:2510], session.volume)  # a few in the middle will do
     index = stack.nearest(centre(session))
-    try:
-        assert carried(session, stack).max() <= 1
-    except PromptError as error:
-        assert "segment the object on one slice first" in str(error)
+    if session.predict(stack.planes[index], positives=centre(session)[None]).mask.any():
+        assert carried(session, stack).max() == 1
+    else:
+        with pytest.raises(PromptError, match="segment the object on one slice first"):
+            carried(session, stack)
     seed = stack.planes[index].extract(Volume(truth.astype(np.uint8), session.volume.ijk_to_ras)) > 0
     if seed.any():
         found = voxels(propagate(session, stack, {index: seed}, 0, len(stack) - 1).masks, stack)
@@ -185,7 +187,7 @@ def test_a_volume_without_a_value_to_show_is_refused(scan, values):
 
 @pytest.mark.parametrize(("spacing", "words"), [
     ((0, 1, 1), "unusable geometry"), ((1, 1, np.nan), "unusable geometry"), ((1, 1, np.inf), "unusable geometry"),
-    ((1e-5, 1, 1), "voxels of 1e-05 x 1 x 1 mm.*check the unit"), ((1e-6, 1e-6, 1e-6), "check the unit"),
+    ((1e-5, 1, 1), r"voxels of 1e-05 x 1 x 1 mm.*check the unit"), ((1e-6, 1e-6, 1e-6), "check the unit"),
     ((1, 1, 1e9), "check the unit"), ((1e200, 1e200, 1e200), "check the unit")])
 def test_a_spacing_beyond_sense_is_refused_with_its_size(spacing, words):
     with np.errstate(invalid="ignore", over="ignore"), pytest.raises(VolumeError, match=words):
@@ -211,7 +213,7 @@ def test_several_values_that_are_no_colours_are_refused_with_words(components):
 def test_a_prompt_out_of_the_volume_is_one_sentence_and_the_next_one_works(scan, prompt):
     session, _ = scan()
     plane = SlicePlane.through(session.volume, "axial", [15, 15, 8])
-    with pytest.raises(SegMoTEError, match="outside the volume|does not lie on the slice"):
+    with pytest.raises(SegMoTEError, match=r"outside the volume|does not lie on the slice"):
         session.predict(plane, **{name: np.array(value) for name, value in prompt.items()})
     assert session.predict(plane, positives=np.array([[15.0, 15, 8]])).mask.any()
 

@@ -8,6 +8,14 @@ import pytest
 slicer = pytest.importorskip("slicer")
 import vtk  # noqa: E402
 
+from SegMoTELib.interaction.embeddings import EmbeddingCache  # noqa: E402
+from SegMoTELib.interaction.predictor import Predictor  # noqa: E402
+from SegMoTELib.interaction.session import Session  # noqa: E402
+from SegMoTELib.mrml.segments import prepare_segmentation  # noqa: E402
+from SegMoTELib.mrml.target import Target  # noqa: E402
+from SegMoTELib.network import load_checkpoint  # noqa: E402
+from SegMoTELib.zoo import resolve_model  # noqa: E402
+
 
 @pytest.fixture
 def scene():
@@ -71,3 +79,34 @@ def bend(scene):
         transform.SetAndObserveTransformToParent(spline)
         node.SetAndObserveTransformNodeID(transform.GetID())
     return under
+
+
+@pytest.fixture(scope="package")
+def bundled():
+    """The bundled model without closer looks; what one test has encoded serves the next."""
+    predictor = Predictor(load_checkpoint(resolve_model("segmote-tiny")), "cpu", cache=EmbeddingCache(1 << 28))
+    predictor.focus = False
+    return predictor
+
+
+@pytest.fixture
+def bright(monkeypatch):
+    """Auto answers with what is bright: the bundled model's own targets are not in these volumes."""
+    monkeypatch.setattr(Session, "auto_logits", lambda self, plane, name: (
+        (self.image_on(plane)[..., 0].astype(np.float32) - 140) / 10, 0.9))
+
+
+@pytest.fixture
+def ellipsoid(scene):
+    """Function: shape (k, j, i) -> an empty segment on a noisy volume with one ellipsoid, and its truth."""
+    def make(shape=(12, 40, 40)):
+        node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "scan")
+        grid = np.indices(shape) - (np.array(shape)[:, None, None, None] - 1) / 2
+        truth = sum((grid[axis] / (0.3 * shape[axis])) ** 2 for axis in range(3)) <= 1
+        noise = np.random.default_rng(0).normal(0, 6, shape)
+        slicer.util.updateVolumeFromArray(node, (100 + 80 * truth + noise).astype(np.int16))
+        node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.diag([-1.0, -1, 2, 1])))
+        segmentation = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "segmentation")
+        prepare_segmentation(segmentation, node)
+        return Target(node, segmentation, segmentation.GetSegmentation().AddEmptySegment("", "object")), truth
+    return make
