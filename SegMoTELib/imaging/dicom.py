@@ -216,7 +216,7 @@ def _refuse_no_image(headers: list) -> None:
     if syntax.name.startswith(("MPEG", "HEVC", "Fragmentable MPEG", "SMPTE")):
         raise NotRegularError(f"it is a video ({syntax.name}); export its frames as images")
     for name, words in (("PatientID", "patients"), ("FrameOfReferenceUID", "frames of reference")):
-        count = len({str(header.get(name) or "") for header in headers})
+        count = len({str(header.get(name) or "") for header in headers} - {""})
         if count > 1:
             raise NotRegularError(f"its images are of {count} {words}; put those of each into a folder of its own")
     samples = {int(header.get("SamplesPerPixel") or 1) for header in headers}
