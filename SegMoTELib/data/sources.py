@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from importlib import import_module
@@ -30,8 +31,9 @@ def open_sources(folders: list[Path], layout: str = "auto",
     Raises:
         DataError: a folder that does not exist or holds nothing that can be read.
     """
-    if not ct_window[1] > 0:
-        raise DataError(f"a CT window of {ct_window[1]:g} HU has no width; the centre comes first, then the width.")
+    if not (math.isfinite(ct_window[0]) and 0 < ct_window[1] < math.inf):
+        raise DataError(f"a CT window of {ct_window[0]:g} and {ct_window[1]:g} HU has no width or no place; the centre "
+                        "comes first, then the width.")
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from SegMoTELib.errors import DataError
 from SegMoTELib.network import AutoTarget, ModelConfig
+
+MAY_BE_ZERO = ("seed", "warmup_steps")  # other whole numbers count something and start at 1
 
 
 @dataclass(frozen=True)
@@ -135,12 +139,59 @@ def load_training_config(path: str | Path) -> TrainingConfig:
     if unknown:
         raise DataError(f"{path}: unknown settings {', '.join(unknown)}.")
     try:
-        values["data"] = tuple(values.get("data") or ())
-        values["phases"] = tuple(Phase(**phase) for phase in values.get("phases") or ())
+        data = values.get("data") or ()
+        values["data"] = (data,) if isinstance(data, str) else tuple(data)
+        if not all(isinstance(folder, str) for folder in values["data"]):
+            raise DataError(f"{path}: data must name folders, not {data!r}.")
+        values["phases"] = tuple(Phase(**_numbers(path, Phase, phase)) for phase in values.get("phases") or ())
+        emphasis = values.get("emphasis") or {}
+        values["emphasis"] = {code: _number(f"{path}: emphasis of {code}", "emphasis", "float", factor)
+                              for code, factor in _pairs(path, emphasis).items()}
         values["auto_targets"] = tuple(
-            AutoTarget(**{**target, "color": tuple(target.get("color", (128, 174, 128))),
+            AutoTarget(**{**target, "color": _color(f"{path}: color", target.get("color", (128, 174, 128))),
                           "sources": tuple(target.get("sources", ()))})
             for target in values.get("auto_targets") or ())
-        return TrainingConfig(**values)
+        return TrainingConfig(**_numbers(path, TrainingConfig, values))
     except TypeError as error:
         raise DataError(f"{path}: {error}.") from error
+
+
+def _numbers(path: str | Path, owner: type, values: Any) -> dict:
+    """The values, with those of numeric fields checked; "4e-4", which YAML takes for a word, is a number."""
+    kinds = {item.name: item.type for item in fields(owner)}  # as written: annotations are not evaluated
+    return {name: _number(f"{path}: {name}", name, kinds.get(name), value)
+            for name, value in _pairs(path, values).items()}
+
+
+def _color(where: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3 \
+            or not all(type(part) is int and 0 <= part <= 255 for part in value):
+        raise DataError(f"{where} must be [red, green, blue] of 0-255, not {value!r}.")
+    return tuple(value)
+
+
+def _pairs(path: str | Path, values: Any) -> dict:
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: expected 'name: value' pairs where {values!r} stands.")
+    return values
+
+
+def _number(where: str, name: str, kind: str | None, value: Any) -> Any:
+    if kind == "bool" and not isinstance(value, bool):
+        raise DataError(f"{where} must be true or false, not {value!r}.")
+    if kind == "dict" and not isinstance(value, dict):
+        raise DataError(f"{where} must be 'name: value' pairs, not {value!r}.")
+    if kind == "int":
+        least = 0 if name in MAY_BE_ZERO else 1
+        if type(value) is not int or not least <= value < 2 ** 63:
+            raise DataError(f"{where} must be a whole number of at least {least}, not {value!r}.")
+    if kind == "float":
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        most = 1.0 if name.endswith("_share") else math.inf
+        if not 0 <= number <= most or math.isinf(number):
+            raise DataError(f"{where} must be a number from 0{' to 1' if most == 1 else ''}, not {value!r}.")
+        return number if isinstance(value, str) else value  # an earlier run is known by its numbers as written
+    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 import sys
@@ -16,8 +17,8 @@ import torch
 from torch import nn
 
 from SegMoTELib import __version__
-from SegMoTELib.data.pack import open_packs
-from SegMoTELib.errors import CheckpointError, DataError
+from SegMoTELib.data.pack import Pack, open_packs
+from SegMoTELib.errors import CheckpointError, DataError, reason
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
 from SegMoTELib.network.checkpoints import attach_adapters, read_tensors
 from SegMoTELib.network.model import LEARNED_WITH_BASE
@@ -26,6 +27,8 @@ from SegMoTELib.training.curves import draw_curves
 from SegMoTELib.training.dataset import TrainingData
 from SegMoTELib.training.dense import ClassList, DenseHead
 from SegMoTELib.training.step import Batch, InteractiveStep
+
+log = logging.getLogger(__name__)
 
 VALIDATION_ITEMS = 96
 SEVERAL_SHARE = 0.15  # single-round steps whose first prompt holds several clicks
@@ -46,6 +49,8 @@ class Trainer:
         self.rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         self.world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         self.packs = open_packs(list(config.data))
+        if self.rank == 0:
+            _warn_of_unlearned(config, self.packs)
         torch.manual_seed(config.seed)
         self.model = _starting_model(config).to(self.device).to(memory_format=torch.channels_last)
         self._choose_parameters()
@@ -272,9 +277,28 @@ class Trainer:
 
 
 def _starting_model(config: TrainingConfig) -> SegMoTE:
-    if config.start is None:
-        return build_model(config.model_config())
-    return attach_adapters(load_checkpoint(config.start), config.model, config.auto_targets)
+    """The model to begin with.
+
+    Raises:
+        CheckpointError: an unusable ``start``. DataError: fields of ``model`` or sizes that do not fit together.
+    """
+    try:
+        model = build_model(config.model_config()) if config.start is None else \
+            attach_adapters(load_checkpoint(config.start), config.model, config.auto_targets)
+        for phase in config.phases:
+            replace(model.config, image_size=phase.size)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"the config's 'model' or the sizes of its phases cannot be used ({reason(error)}).") from error
+    return model
+
+
+def _warn_of_unlearned(config: TrainingConfig, packs: list[Pack]) -> None:
+    """Say which target no image teaches: most likely a source is misspelt."""
+    known = {f"{pack.code}:{index}" for pack in packs for index in pack.labels}
+    for target in config.auto_targets:
+        if target.sources and not known & set(target.sources):
+            log.warning("%s: Auto will not learn it, for the data has none of its sources %s", target.name,
+                        ", ".join(target.sources))
 
 
 def _set_image_size(model: SegMoTE, size: int) -> None:

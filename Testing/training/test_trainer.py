@@ -13,7 +13,7 @@ import yaml
 
 from SegMoTELib.errors import CheckpointError, DataError
 from SegMoTELib.interaction.predictor import Predictor
-from SegMoTELib.network import load_checkpoint
+from SegMoTELib.network import AutoTarget, load_checkpoint
 from SegMoTELib.training import trainer as trainer_module
 from SegMoTELib.training.config import Phase, load_training_config
 from SegMoTELib.training.trainer import Trainer
@@ -209,12 +209,46 @@ def test_one_image_is_learned_with_box_click_and_auto(a_config, a_pack, tmp_path
     ("- 1\n- 2", "expected 'name: value'"),
     ("a: [1", "not a readable YAML"),
     ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, bach: 1}]", "bach"),
+    ("stage: base\ndata: [x]\nphases: [{size: large, steps: 1, batch: 1}]", "size must be a whole number"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: -5, batch: 1}]", "steps must be a whole number"),
+    ("stage: base\ndata: [x]\nphases: [64]", "expected 'name: value' pairs"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\ncheckpoint_every: 0", "of at least 1"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\nlearning_rate: fast", "must be a number"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\nlearning_rate: .nan", "must be a number"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\nbox_share: 2", "from 0 to 1"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\naugment: maybe", "true or false"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\nmodel: tiny", "pairs, not 'tiny'"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\nemphasis: {a: b}", "emphasis of a must be"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\nauto_targets: [{name: a, color: red}]",
+     "color must be"),
+    ("stage: base\ndata: [[x]]\nphases: [{size: 64, steps: 1, batch: 1}]", "must name folders"),
 ])
 def test_a_broken_config_is_explained(tmp_path, text, message):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         load_training_config(path)
+
+
+def test_a_number_as_people_write_it_and_one_folder_are_taken(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("stage: base\ndata: one folder\nphases: [{size: 64, steps: 1, batch: 1}]\nlearning_rate: 4e-4")
+    config = load_training_config(path)
+    assert (config.learning_rate, config.data) == (4e-4, ("one folder",))
+
+
+@pytest.mark.parametrize("change", [{"phases": (Phase(70, 1, 2, 1),)}, {"model": {"widths": 3}},
+                                    {"model": {"compact_widths": [8]}}, {"model": {"embed_dim": 63}}])
+def test_a_model_that_cannot_be_built_is_explained(a_config, tmp_path, change):
+    with pytest.raises(DataError, match="cannot be used"):
+        Trainer(replace(a_config, **change), tmp_path)
+
+
+def test_a_target_without_images_is_said(a_config, tmp_path, caplog):
+    Trainer(a_config, tmp_path)
+    assert not caplog.records
+    Trainer(replace(a_config, auto_targets=(AutoTarget("disk", sources=("shapes:9",)),)), tmp_path)
+    assert "Auto will not learn it" in caplog.text
 
 
 def test_missing_data_is_named(a_config, tmp_path):
