@@ -153,7 +153,7 @@ class VolumeRuns:
             for number, one in enumerate(found):
                 patch = plane.insert(one.mask, volume_of(volume), solid=True)
                 self._open_preview(volume).add(f"candidate {number + 1}", PALETTE[number % len(PALETTE)], [patch])
-            self.segmenter.told(f"{len(found)} candidates; click on one to make it a segment." if found else
+            self.segmenter.told(f"{len(found)} candidate{'s' * (len(found) > 1)}; click on one to make it a segment." if found else
                                 "Nothing stands out on this slice; try a point or a box.", False)
 
         self.discard()

@@ -9,6 +9,7 @@ import numpy as np
 import slicer
 import slicer.util
 import vtk
+from scipy import ndimage
 from vtk.util import numpy_support
 
 from SegMoTELib.errors import SegmentError
@@ -23,10 +24,12 @@ class Written:
     """What one answer has changed, so that the next can replace just that.
 
     Attributes:
-        extent: the block of the volume's voxels. added: (k, j, i) bool, voxels that were not in the segment before.
+        grid: (4, 4), from the voxels that the segmentation stores to its own RAS; they need not be the volume's.
+        extent: a block of these voxels. added: (k, j, i) bool, voxels that were not in the segment before.
         taken: segment id -> (k, j, i) bool, voxels that the overwrite mode took from that segment.
     """
 
+    grid: np.ndarray = field(repr=False)
     extent: tuple[int, int, int, int, int, int]
     added: np.ndarray = field(repr=False)
     taken: dict[str, np.ndarray] = field(repr=False)
@@ -78,7 +81,7 @@ class SegmentWriter:
         """
         self.check(segmentation, segment_id)
         self._follow(segmentation, segment_id, volume)
-        self._take_back(segmentation, segment_id, volume,
+        self._take_back(segmentation, segment_id,
                         [change.previous for change in changes if change.previous is not None])
         patches = [change.patch for change in changes]
         put = iter(self._put(segmentation, segment_id, volume, [patch for patch in patches if patch is not None]))
@@ -89,12 +92,11 @@ class SegmentWriter:
         """Take answers back and put others in again exactly as they were, for undo and redo; errors as in ``write``."""
         self.check(segmentation, segment_id)
         self._follow(segmentation, segment_id, volume)
-        self._take_back(segmentation, segment_id, volume, back)
-        extent, added, taken = _merged(again)
-        if added is not None:
-            self._modify(segmentation, segment_id, volume, extent, added, self.logic.ModificationModeAdd, exact=True)
+        self._take_back(segmentation, segment_id, back)
+        for grid, extent, added, taken in _merged(again):
+            self._modify(segmentation, segment_id, grid, extent, added, self.logic.ModificationModeAdd, exact=True)
             for other, mask in taken.items():
-                self._modify(segmentation, other, volume, extent, mask, self.logic.ModificationModeRemove, exact=True)
+                self._modify(segmentation, other, grid, extent, mask, self.logic.ModificationModeRemove, exact=True)
 
     @staticmethod
     def check(segmentation: Any, segment_id: str) -> None:
@@ -105,38 +107,53 @@ class SegmentWriter:
         if _is_locked(segment):
             raise SegmentError(f"The segment {segment.GetName()} is locked; unlock it, or choose another.")
 
-    def _take_back(self, segmentation: Any, segment_id: str, volume: Any, written: list[Written]) -> None:
-        extent, added, taken = _merged(written)
-        if added is None:
-            return
-        self._modify(segmentation, segment_id, volume, extent, added, self.logic.ModificationModeRemove, exact=True)
-        for other, mask in taken.items():
-            self._modify(segmentation, other, volume, extent, mask, self.logic.ModificationModeAdd, exact=True)
+    def _take_back(self, segmentation: Any, segment_id: str, written: list[Written]) -> None:
+        for grid, extent, added, taken in _merged(written):
+            self._modify(segmentation, segment_id, grid, extent, added, self.logic.ModificationModeRemove, exact=True)
+            for other, mask in taken.items():
+                self._modify(segmentation, other, grid, extent, mask, self.logic.ModificationModeAdd, exact=True)
 
     def _put(self, segmentation: Any, segment_id: str, volume: Any, patches: list[MaskPatch]) -> list[Written]:
         """Add masks at once; a voxel that several of them add counts for the first."""
         if not patches:
             return []
-        extent = _union([patch.extent for patch in patches])
-        mask = np.zeros(_shape(extent), bool)
-        for patch in patches:
-            mask[_inside(extent, patch.extent)] |= patch.array
+        grid, extent, owner = self._owners(segmentation, volume, patches)
         ids = [segment_id]
         if self.node.GetOverwriteMode() != slicer.vtkMRMLSegmentEditorNode.OverwriteNone:
             ids = list(segmentation.GetSegmentation().GetSegmentIDs())
-        before = {one: segment_mask(segmentation, one, volume, extent) for one in ids}
-        self._modify(segmentation, segment_id, volume, extent, mask, self.logic.ModificationModeAdd)
-        added = segment_mask(segmentation, segment_id, volume, extent) & ~before.pop(segment_id)
-        taken = {one: was & ~segment_mask(segmentation, one, volume, extent) for one, was in before.items()
-                 if (was & mask).any()}
+        before = {one: _stored(segmentation, one, grid, extent) for one in ids}
+        self._modify(segmentation, segment_id, grid, extent, owner > 0, self.logic.ModificationModeAdd)
+        added = _stored(segmentation, segment_id, grid, extent) & ~before.pop(segment_id)
+        taken = {one: was & ~_stored(segmentation, one, grid, extent) for one, was in before.items()
+                 if (was & (owner > 0)).any()}
         found = []
-        for patch in patches:
-            block = _inside(extent, patch.extent)
-            found.append(Written(patch.extent, added[block] & patch.array,
-                                 {one: lost[block] & patch.array for one, lost in taken.items()}))
-            for rest in (added, *taken.values()):
-                rest[block] &= ~patch.array
+        for number, block in enumerate(ndimage.find_objects(owner, len(patches)), 1):
+            block = block or (slice(0, 1),) * 3  # all its voxels are others', or it has none on this grid
+            own = owner[block] == number
+            found.append(Written(grid, _part(extent, block), added[block] & own,
+                                 {one: lost[block] & own for one, lost in taken.items()}))
         return found
+
+    def _owners(self, segmentation: Any, volume: Any, patches: list[MaskPatch]) -> tuple:
+        """Stored grid, extent and (k, j, i) uint16 of it: the number, from 1, of the first patch that holds a voxel."""
+        extent, grid = _union([patch.extent for patch in patches]), _voxels_in(segmentation, volume)
+        owner = np.zeros(_shape(extent), np.uint16)
+        for number, patch in reversed(list(enumerate(patches, 1))):
+            owner[_inside(extent, patch.extent)][patch.array] = number
+        if _is_stored_on(segmentation, grid):
+            return grid, extent, owner
+        aligned = self._aligned(_image(grid, extent, owner))
+        extent, owner = aligned.GetExtent(), _array(aligned)
+        filled = ndimage.find_objects((owner > 0).astype(np.uint8))
+        block = filled[0] if filled else (slice(0, 1),) * 3
+        return _matrix_of(aligned), _part(extent, block), owner[block]
+
+    def _aligned(self, image: Any) -> Any:
+        """An image on the grid of the segmentation, beyond its edges too: of each voxel there the nearest value."""
+        aligned = slicer.vtkOrientedImageData()
+        slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
+            image, self.logic.GetReferenceGeometryImage(), aligned, False, True)
+        return aligned
 
     def close(self) -> None:
         """Remove the writer's own node, e.g. before the scene closes."""
@@ -167,20 +184,13 @@ class SegmentWriter:
         if self.node.GetMaskMode() != slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere:
             self.logic.UpdateMaskLabelmap()
 
-    def _modify(self, segmentation, segment_id, volume, extent, array, mode, exact: bool = False) -> None:
+    def _modify(self, segmentation, segment_id, grid, extent, array, mode, exact: bool = False) -> None:
         """Change a segment by a mask; ``exact``: whatever the masking says, and without touching its neighbours."""
         if not array.any() or segmentation.GetSegmentation().GetSegment(segment_id) is None:
             return
-        labelmap = slicer.vtkOrientedImageData()
-        labelmap.SetExtent(*(int(value) for value in extent))
-        labelmap.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
-        numpy_support.vtk_to_numpy(labelmap.GetPointData().GetScalars())[:] = array.ravel()
-        labelmap.SetImageToWorldMatrix(_voxels_in(segmentation, volume))
-        if not _same_place(segmentation, volume):
-            aligned = slicer.vtkOrientedImageData()
-            slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
-                labelmap, self.logic.GetReferenceGeometryImage(), aligned, False, True)  # nearest, beyond its edges
-            labelmap = aligned
+        labelmap = _image(grid, extent, array.astype(np.uint8))
+        if not _is_stored_on(segmentation, grid):  # its geometry was changed since
+            labelmap = self._aligned(labelmap)
         overwrite, by_intensity = self.node.GetOverwriteMode(), self.node.GetSourceVolumeIntensityMask()
         if exact:
             self.node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
@@ -208,42 +218,61 @@ def _is_empty(segmentation: Any, segment_id: str) -> bool:
 
 def segment_mask(segmentation: Any, segment_id: str, volume: Any, extent: tuple[int, ...]) -> np.ndarray:
     """(k, j, i) bool: which voxels of a block of the volume are in a segment."""
-    reference = slicer.vtkOrientedImageData()
-    reference.SetExtent(*(int(value) for value in extent))
-    reference.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
-    reference.SetImageToWorldMatrix(_voxels_in(segmentation, volume))
-    shape = _shape(extent)
+    return _stored(segmentation, segment_id, _voxels_in(segmentation, volume), extent)
+
+
+def _stored(segmentation: Any, segment_id: str, grid: np.ndarray, extent: tuple[int, ...]) -> np.ndarray:
+    """(k, j, i) bool: which voxels of a block of a grid in the segmentation's RAS are in a segment."""
     source = slicer.vtkOrientedImageData()
     segmentation.GetBinaryLabelmapRepresentation(segment_id, source)
+    reference = _image(grid, extent, np.zeros(_shape(extent), np.uint8))
     if source.IsEmpty():
-        return np.zeros(shape, bool)
+        return _array(reference) != 0
     found = slicer.vtkOrientedImageData()
     slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(source, reference, found)
-    return numpy_support.vtk_to_numpy(found.GetPointData().GetScalars()).reshape(shape) != 0
+    return _array(found) != 0
 
 
-def _voxels_in(segmentation: Any, volume: Any) -> Any:
-    """vtkMatrix4x4 from the volume's voxels to the segmentation's own RAS."""
+def _image(grid: np.ndarray, extent: tuple[int, ...], array: np.ndarray) -> Any:
+    """vtkOrientedImageData of a (k, j, i) uint8 or uint16 array."""
+    image = slicer.vtkOrientedImageData()
+    image.SetExtent(*(int(value) for value in extent))
+    image.AllocateScalars(numpy_support.get_vtk_array_type(array.dtype), 1)
+    numpy_support.vtk_to_numpy(image.GetPointData().GetScalars())[:] = array.ravel()
+    image.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(grid))
+    return image
+
+
+def _array(image: Any) -> np.ndarray:
+    """(k, j, i) values of a vtkOrientedImageData."""
+    return numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(_shape(image.GetExtent()))
+
+
+def _matrix_of(image: Any) -> np.ndarray:
+    """(4, 4) from the voxels of a vtkOrientedImageData to its RAS."""
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def _voxels_in(segmentation: Any, volume: Any) -> np.ndarray:
+    """(4, 4) from the volume's voxels to the segmentation's own RAS."""
     ijk_to_ras = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(ijk_to_ras)
+    own = slicer.util.arrayFromVTKMatrix(ijk_to_ras)
     if segmentation.GetTransformNodeID() == volume.GetTransformNodeID():
-        return ijk_to_ras
-    matrix = (world_to_volume(segmentation) @ np.linalg.inv(world_to_volume(volume))
-              @ slicer.util.arrayFromVTKMatrix(ijk_to_ras))
-    return slicer.util.vtkMatrixFromArray(matrix)
+        return own
+    return world_to_volume(segmentation) @ np.linalg.inv(world_to_volume(volume)) @ own
 
 
-def _same_place(segmentation: Any, volume: Any) -> bool:
-    """Whether the segmentation stores its labels on the volume's voxels."""
+def _is_stored_on(segmentation: Any, grid: np.ndarray) -> bool:
+    """Whether the segmentation stores its labels on these voxels."""
     geometry = segmentation.GetSegmentation().GetConversionParameter(
         slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName())
     stored = slicer.vtkOrientedImageData()
     if not geometry or not slicer.vtkSegmentationConverter.DeserializeImageGeometry(geometry, stored, False):
         return False
-    matrix = vtk.vtkMatrix4x4()
-    stored.GetImageToWorldMatrix(matrix)
-    own = slicer.util.arrayFromVTKMatrix(_voxels_in(segmentation, volume))
-    return np.allclose(slicer.util.arrayFromVTKMatrix(matrix), own, atol=1e-4)
+    return np.allclose(_matrix_of(stored), grid, atol=1e-4)
 
 
 def _is_locked(segment: Any) -> bool:
@@ -268,16 +297,26 @@ def _inside(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[slice, ...]
                  for axis in (2, 1, 0))
 
 
-def _merged(written: list[Written]) -> tuple[tuple[int, ...], np.ndarray | None, dict[str, np.ndarray]]:
-    """Several answers as one: extent, added, taken; None for added where there are none."""
-    if not written:
-        return (), None, {}
-    extent = _union([one.extent for one in written])
-    added = np.zeros(_shape(extent), bool)
-    taken: dict[str, np.ndarray] = {}
+def _part(extent: tuple[int, ...], block: tuple[slice, ...]) -> tuple[int, ...]:
+    """The extent of a block of an array of another."""
+    return tuple(value for axis, part in zip((0, 1, 2), reversed(block), strict=True)
+                 for value in (extent[2 * axis] + part.start, extent[2 * axis] + part.stop - 1))
+
+
+def _merged(written: list[Written]) -> list[tuple[np.ndarray, tuple[int, ...], np.ndarray, dict[str, np.ndarray]]]:
+    """The answers of each grid as one: grid, extent, added, taken."""
+    grids: dict[bytes, list[Written]] = {}
     for one in written:
-        block = _inside(extent, one.extent)
-        added[block] |= one.added
-        for other, mask in one.taken.items():
-            taken.setdefault(other, np.zeros(_shape(extent), bool))[block] |= mask
-    return extent, added, taken
+        grids.setdefault(one.grid.tobytes(), []).append(one)
+    merged = []
+    for answers in grids.values():
+        extent = _union([one.extent for one in answers])
+        added = np.zeros(_shape(extent), bool)
+        taken: dict[str, np.ndarray] = {}
+        for one in answers:
+            block = _inside(extent, one.extent)
+            added[block] |= one.added
+            for other, mask in one.taken.items():
+                taken.setdefault(other, np.zeros(_shape(extent), bool))[block] |= mask
+        merged.append((answers[0].grid, extent, added, taken))
+    return merged

@@ -87,11 +87,7 @@ def test_under_a_transform_of_both_it_is_as_without(segmenter, runs, ellipsoid, 
     expect_all_three_right(segmenter, runs, target, truth, told)
 
 
-UNDO_LEAVES_VOXELS = pytest.mark.xfail(strict=True, reason="undo on another grid than the volume's is not exact")
-
-
-@pytest.mark.parametrize("transform", [
-    pytest.param(name, marks=[UNDO_LEAVES_VOXELS] if name in ("turned", "sheared") else []) for name in TRANSFORMS])
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("moved", ["volume", "segmentation"])
 def test_a_transform_of_only_one_is_undone_to_the_last_voxel(segmenter, runs, ellipsoid, bright, told, move, moved,
                                                              transform):
