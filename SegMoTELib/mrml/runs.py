@@ -153,7 +153,8 @@ class VolumeRuns:
             for number, one in enumerate(found):
                 patch = plane.insert(one.mask, volume_of(volume), solid=True)
                 self._open_preview(volume).add(f"candidate {number + 1}", PALETTE[number % len(PALETTE)], [patch])
-            self.segmenter.told(f"{len(found)} candidate{'s' * (len(found) > 1)}; click on one to make it a segment." if found else
+            count = "1 candidate" if len(found) == 1 else f"{len(found)} candidates"
+            self.segmenter.told(f"{count}; click on one to make it a segment." if found else
                                 "Nothing stands out on this slice; try a point or a box.", False)
 
         self.discard()
