@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from SegMoTELib.interaction.predictor import EncodedImage, Predictor
 
 GRID = 16  # clicks along a side
-AT_ONCE = 64  # clicks decoded together
+AT_ONCE = 16  # clicks decoded together; between them others may use the model, or end it
 LEAST_IOU = 0.5  # as the model estimates it
 OFFSET, LEAST_STABILITY = 0.5, 0.7  # IoU of the masks at logits +OFFSET and -OFFSET; less than SAM's, which is sharper
 SAME = 0.7  # IoU from which two masks are one
@@ -32,14 +33,22 @@ class Candidate:
     stability: float
 
 
-def find_everything(predictor: Predictor, encoded: EncodedImage) -> list[Candidate]:
-    """Candidates on an image, best first, without doubles."""
+def find_everything(predictor: Predictor, encoded: EncodedImage,
+                    go_on: Callable[[float], bool] = lambda done: True) -> list[Candidate]:
+    """Candidates on an image, best first, without doubles.
+
+    Args:
+        go_on: called with the share that is done before each of a few dozen steps; False ends it without candidates.
+    """
     height, width = encoded.pixels.shape[:2]
     side = max(height, width) / GRID
     grid = np.stack(np.meshgrid(np.arange(side / 2, width, side), np.arange(side / 2, height, side)), -1).reshape(-1, 2)
     found = []
     for first in range(0, len(grid), AT_ONCE):
-        found += _answers(predictor, encoded, grid[first:first + AT_ONCE])
+        if not go_on(first / len(grid)):
+            return []
+        with predictor.turn:
+            found += _answers(predictor, encoded, grid[first:first + AT_ONCE])
     found.sort(key=lambda one: -one[1] * one[2])
     kept: list[tuple] = []
     for low, iou, stability in found:

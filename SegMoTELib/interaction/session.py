@@ -105,13 +105,11 @@ class Session:
         """Raise a ``PromptError`` that says what the model offers, if that is not among it."""
         check_target(name, [target.name for target in self.predictor.auto_targets])
 
-    def everything(self, plane: SlicePlane) -> list[Candidate]:
-        """What stands out on a plane, best first."""
+    def everything(self, plane: SlicePlane, go_on: Callable[[float], bool] = lambda done: True) -> list[Candidate]:
+        """What stands out on a plane, best first; ``go_on`` as in ``find_everything``."""
         from SegMoTELib.interaction.everything import find_everything
 
-        encoded = self._encoded(plane, {})
-        with self.predictor.turn:
-            return find_everything(self.predictor, encoded)
+        return find_everything(self.predictor, self._encoded(plane, {}), go_on)
 
     def refine(self, plane: SlicePlane, mask: np.ndarray) -> tuple[np.ndarray, float]:
         """What the model makes of a (rows, columns) bool mask that is nearly right on a plane, such as a neighbour's.

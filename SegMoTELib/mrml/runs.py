@@ -159,8 +159,9 @@ class VolumeRuns:
 
         self.discard()
         self.segmenter.jobs.cancel(PREFETCH)
-        return self.segmenter.jobs.submit(KEY, lambda job: session.everything(plane), done, self.segmenter.failed,
-                                          urgent=False, label="Looking for everything")
+        return self.segmenter.jobs.submit(KEY, lambda job: session.everything(plane, job.step), done,
+                                          self.segmenter.failed, urgent=False, label="Looking for everything",
+                                          progress=0.0)
 
     # --- results ---------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ class Written:
     """
 
     grid: np.ndarray = field(repr=False)
-    extent: tuple[int, int, int, int, int, int]
+    extent: tuple[int, ...]
     added: np.ndarray = field(repr=False)
     taken: dict[str, np.ndarray] = field(repr=False)
 

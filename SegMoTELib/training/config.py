@@ -158,7 +158,7 @@ def load_training_config(path: str | Path) -> TrainingConfig:
 
 def _numbers(path: str | Path, owner: type, values: Any) -> dict:
     """The values, with those of numeric fields checked; "4e-4", which YAML takes for a word, is a number."""
-    kinds = {item.name: item.type for item in fields(owner)}  # as written: annotations are not evaluated
+    kinds = {item.name: str(item.type) for item in fields(owner)}  # as written: annotations are not evaluated
     return {name: _number(f"{path}: {name}", name, kinds.get(name), value)
             for name, value in _pairs(path, values).items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -147,24 +148,78 @@ def test_after_a_stop_the_user_chooses_what_happens_to_finished_slices(scene, se
     assert (len(changed) >= 2) if choice == "apply" else (len(changed) == 0)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_cancelling_at_any_moment_leaves_a_consistent_scene(scene, segmenter, runs, target, stack, seed):
-    rng = np.random.default_rng(seed)
-    click(segmenter, target, 28, 30, 10)
-    before, nodes = mask(target), scene.GetNumberOfNodes()
-    runs.propagate(target, stack, 0, len(stack) - 1)
-    end = time.monotonic() + rng.uniform(0, 0.6)
+LONG_WORK = {
+    "propagate": lambda runs, target, stack: runs.propagate(target, stack, 0, len(stack) - 1),
+    "auto": lambda runs, target, stack: runs.auto(
+        target, runs.segmenter.predictor.auto_targets[0].name, stack, 0, len(stack) - 1),
+    "everything": lambda runs, target, stack: runs.everything(target.volume, stack.planes[10]),
+}
+
+
+def stopped_at_a_random_moment(segmenter, runs, told, work, target, stack, seed) -> bool:
+    """Start some work on a segment and stop it; True where it had finished before."""
+    told.clear()
+    LONG_WORK[work](runs, target, stack)
+    end = time.monotonic() + np.random.default_rng(seed).uniform(0, 0.6)
     while time.monotonic() < end:
         segmenter.jobs.deliver(0.01)
-    finished = not segmenter.jobs.busy()
+    finished = bool(told)
+    runs.stop()
+    return finished
+
+
+@pytest.mark.parametrize("work", LONG_WORK)
+@pytest.mark.parametrize("seed", range(8))
+def test_cancelling_and_discarding_at_any_moment_leaves_the_scene_as_before(scene, segmenter, runs, target, stack,
+                                                                            told, bright, seed, work):
+    click(segmenter, target, 28, 30, 10)
+    before, nodes = mask(target), scene.GetNumberOfNodes()
+    finished = stopped_at_a_random_moment(segmenter, runs, told, work, target, stack, seed)
     runs.discard()
-    segmenter.jobs.deliver(0.3)
+    segmenter.jobs.deliver(0.3)  # what was in flight comes too late
     assert previews(scene) == 0
     if not finished:
         np.testing.assert_array_equal(mask(target), before)
         assert scene.GetNumberOfNodes() <= nodes + 1  # the writer's hidden node
     click(segmenter, target, 30, 32, 10)
     assert mask(target)[10].any()
+
+
+@pytest.mark.parametrize("work", ["propagate", "auto"])
+@pytest.mark.parametrize("seed", range(8))
+def test_cancelling_and_applying_at_any_moment_keeps_whole_slices_as_one_undo_step(segmenter, runs, target, stack,
+                                                                                   told, bright, seed, work):
+    click(segmenter, target, 28, 30, 10)
+    before = mask(target)
+    finished = stopped_at_a_random_moment(segmenter, runs, told, work, target, stack, seed)
+    shown = {} if runs.pending is None else {index: crop.full() for index, crop in runs.pending.masks.items()}
+    if not runs.apply():
+        assert finished or not shown
+        return
+    expected = before.copy()
+    for index, found in shown.items():
+        patch = stack.planes[index].insert(found, volume_of(target.volume))
+        expected[patch.slices] |= patch.array
+    np.testing.assert_array_equal(mask(target), expected)
+    assert segmenter.undo()
+    np.testing.assert_array_equal(mask(target), before)
+
+
+@pytest.mark.parametrize("work", LONG_WORK)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_scene_closed_at_any_moment_leaves_nothing_running(scene, segmenter, runs, target, stack, bright, seed, work):
+    click(segmenter, target, 28, 30, 10)
+    LONG_WORK[work](runs, target, stack)
+    end = time.monotonic() + np.random.default_rng(seed).uniform(0, 0.6)
+    while time.monotonic() < end:
+        segmenter.jobs.deliver(0.01)
+    runs.reset()
+    segmenter.close()
+    scene.Clear(0)
+    segmenter.jobs.deliver(0.3)  # what was in flight finds no scene
+    assert not segmenter.jobs.busy()
+    assert not [thread for thread in threading.enumerate() if "segmote" in thread.name.lower() and thread.is_alive()]
+    assert slicer_nodes(scene) == []
 
 
 def test_a_correction_is_carried_on_and_stays(segmenter, runs, target, stack):
