@@ -50,7 +50,7 @@ def test_untrained_experts_answer_as_their_base_does():
     distances = torch.pdist(tokens.detach())
     assert distances.min() > tokens.norm(dim=1).mean() / 2  # equal tokens would all go to one expert
     with torch.no_grad():
-        embedding = adapted.encode(F.interpolate(a_blob(0.0, 1.0), size=192))
+        embedding = adapted.encode(F.interpolate(a_blob(0.0, 1.0), size=adapted.config.image_size))
         box = torch.tensor([[76.0, 56.0, 124.0, 104.0]])
         plain, expert = (adapted.decode(embedding, boxes=box, adapters=adapters).logits > 0
                          for adapters in (False, True))
