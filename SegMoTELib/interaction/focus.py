@@ -2,7 +2,7 @@
 
 A network that sees 256 pixels loses an organ of 20 pixels in a slice of 512. Where the object is small, the part of the
 image around it is encoded by itself and the prompts are answered there. Where it is thin or scattered, as vessels are,
-it is looked at in overlapping parts.
+it is looked at in overlapping parts, each told what the first look found there.
 """
 
 from __future__ import annotations

@@ -363,7 +363,7 @@ class Predictor:
             if inside is None:
                 continue
             transform, embedding = self._embedding_of(encoded, part)
-            if inside.coords is not None and (logits[0][part.cut] > 0).any():
+            if inside.coords is None or (logits[0][part.cut] > 0).any():
                 inside.mask = transform.apply_logits(torch.from_numpy(logits))
             masks, _, _ = self._decode(embedding, transform, inside, settings)
             fade = part_weights(part)

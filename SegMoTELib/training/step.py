@@ -18,6 +18,7 @@ from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
 from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
 
 EMBEDDING_BYTES = 6 << 30  # of memory for the adapt stage's embeddings
+LOOK_TWICE_SHARE = 0.5  # of boxes with a late round: the first mask is given back without a click, as parts get it
 
 
 @dataclass
@@ -132,7 +133,8 @@ class InteractiveStep(nn.Module):
                 losses.append(self._loss(prediction, small))
             if index + 1 < before + rounds:
                 previous = prediction.logits.detach()
-                points = _add_clicks(points, previous[:, 0], small, self.model.config.image_size, rngs)
+                points = _add_clicks(points, previous[:, 0], small, self.model.config.image_size, rngs,
+                                     skip=LOOK_TWICE_SHARE if mode == "box" and self.model.training else 0.0)
         return torch.stack(losses).mean(dim=0), values
 
     def _loss(self, prediction: MaskPrediction, truth: Tensor) -> Tensor:
@@ -150,13 +152,15 @@ def _fraction(truth: np.ndarray, size: int, device: torch.device) -> Tensor:
     return F.avg_pool2d(full[:, None], truth.shape[-1] // size)[:, 0]
 
 
-def _add_clicks(points, logits: Tensor, truth: Tensor, image_size: int, rngs: list[np.random.Generator]):
-    """Append one corrective click per target, in input pixels."""
+def _add_clicks(points, logits: Tensor, truth: Tensor, image_size: int, rngs: list[np.random.Generator],
+                skip: float = 0.0):
+    """Append one corrective click per target, in input pixels; ``skip`` of them are left out."""
     scale = image_size / logits.shape[-1]
     predicted, inside = (logits > 0).cpu().numpy(), (truth > 0.5).cpu().numpy()
     clicks = [corrective_click(*triple) for triple in zip(predicted, inside, rngs, strict=True)]
     coords = torch.from_numpy(np.stack([(click + 0.5) * scale - 0.5 for click, _ in clicks]))[:, None].float()
-    labels = torch.tensor([[label] for _, label in clicks])
+    labels = torch.tensor([[-1 if skip and rng.random() < skip else label]
+                           for (_, label), rng in zip(clicks, rngs, strict=True)])
     return _append(points, coords, labels)
 
 

@@ -140,6 +140,21 @@ def test_a_large_box_is_answered_on_the_whole_image_when_its_mask_is_thick(predi
     assert not predictor.encoded.views
 
 
+def test_parts_under_a_box_are_told_what_the_whole_view_found(predictor, image, monkeypatch):
+    monkeypatch.setattr("SegMoTELib.interaction.predictor.find_parts",
+                        lambda *_: [View(0, 0, 200, 200), View(180, 0, 380, 200)])
+    predictor.set_image(image)
+    decode, given = predictor.model.decode, []
+    monkeypatch.setattr(predictor.model, "decode",
+                        lambda embedding, **prompts: given.append(prompts["masks"]) or decode(embedding, **prompts))
+    predictor.predict(box=np.array([20, 20, 380, 180]), multimask_output=False)
+    assert given[0] is None
+    assert len(given) == 3
+    whole, right = given[1], given[2]
+    assert whole.shape == right.shape == (1, 1, predictor.model.config.mask_size, predictor.model.config.mask_size)
+    assert not torch.equal(whole, right)
+
+
 def test_images_encoded_ahead_answer_as_if_set(predictor, image):
     other = image[::-1].copy()
     first, second = predictor.encode_image(image), predictor.encode_image(other)
