@@ -17,6 +17,7 @@ from SegMoTELib.interaction.devices import choose_device, choose_precision, desc
 from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
 from SegMoTELib.interaction.expert_view import ExpertView
 from SegMoTELib.interaction.focus import View, ViewTransform, find_parts, find_view, mask_extent, part_weights
+from SegMoTELib.interaction.threshold import best_threshold
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import AutoTarget, ImageEmbedding, MaskPrediction, SegMoTE
 
@@ -157,7 +158,8 @@ class Predictor:
             adapters: use the experts; default: yes if the checkpoint brought them (SAM's own does not).
 
         Returns:
-            masks (C, H, W), bool or float32; predicted IoU (C,) float32; low-resolution logits (C, h, w) float32.
+            masks (C, H, W), bool, or float32 and above 0 inside; predicted IoU (C,) float32; low-resolution logits
+            (C, h, w) float32.
 
         Raises:
             RuntimeError: no image is set. ValueError: no prompt, or arrays of the wrong shape or with NaN.
@@ -166,8 +168,9 @@ class Predictor:
         prompts = self._checked_prompts(point_coords, point_labels, box, mask_input)
         settings = {"adapters": self.model.adapters_trained if adapters is None else adapters,
                     "multimask": multimask_output}
-        found = self._answer(encoded, prompts, settings)
-        masks, iou, low = found
+        masks, iou, low = self._answer(encoded, prompts, settings)
+        if self.model.compact:
+            masks = np.stack([mask - best_threshold(mask) for mask in masks])
         return (masks if return_logits else masks > 0), iou, low
 
     def predict_auto(self, target: str | None = None, return_logits: bool = False,
