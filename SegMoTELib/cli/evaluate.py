@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,19 @@ from typing import Any
 import click
 
 from SegMoTELib.cli import completion
+
+
+def _result_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Refuse a place that cannot be written before the work, not after it; missing folders are made."""
+    if path is not None:
+        there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+        if not os.access(there, os.W_OK) or (there.is_file() and there != path.absolute()):
+            raise click.BadParameter(f"{path} cannot be written ({there} does not allow it).")
+    return path
+
+
+RESULT_FILE: dict[str, Any] = {"type": click.Path(dir_okay=False, path_type=Path), "metavar": "FILE",
+                               "callback": _result_file}
 
 
 @click.command(short_help="Measure a model on labelled images, against baselines.")
@@ -22,14 +36,12 @@ from SegMoTELib.cli import completion
 @click.option("--no-baselines", is_flag=True, help="Leave out the frozen base and the classical tools.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
               help="Processes that share the images; as many as cores is fastest on a CPU.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
-              help="Write the summary with intervals.")
-@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
-              help="Write one line per target, method and mode.")
-@click.option("--sheet", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
-              help="Draw best, median and worst cases of every mode into a PNG.")
+@click.option("--json", "json_file", **RESULT_FILE, help="Write the summary with intervals.")
+@click.option("--csv", "csv_file", **RESULT_FILE, help="Write one line per target, method and mode.")
+@click.option("--sheet", **RESULT_FILE, help="Draw best, median and worst cases of every mode into a PNG.")
 def command(first_data: tuple[Path, ...], more_data: tuple[Path, ...], model: str, split: str, limit: int | None,
-            no_baselines: bool, workers: int, json_file: str | None, csv_file: str | None, sheet: str | None) -> None:
+            no_baselines: bool, workers: int, json_file: Path | None, csv_file: Path | None,
+            sheet: Path | None) -> None:
     """Measure a model on labelled images: box, simulated clicks and prompt-free, against baselines."""
     import monai.metrics  # noqa: F401  (surface Dice; better missed now than at every image)
     from tqdm import tqdm

@@ -169,7 +169,7 @@ class Predictor:
         settings = {"adapters": self.model.adapters_trained if adapters is None else adapters,
                     "multimask": multimask_output}
         masks, iou, low = self._answer(encoded, prompts, settings)
-        if self.model.compact:
+        if self.model.compact and prompts.coords is None:  # who clicks says more of the outline than this guesses
             masks = np.stack([mask - best_threshold(mask) for mask in masks])
         return (masks if return_logits else masks > 0), iou, low
 

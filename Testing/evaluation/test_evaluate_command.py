@@ -47,6 +47,15 @@ def test_a_folder_without_data_is_an_error(run, tmp_path):
         run("--data", tmp_path)
 
 
+@pytest.mark.parametrize("option", ["--json", "--csv", "--sheet"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, make_pack, option, monkeypatch):
+    monkeypatch.setattr(module, "load_predictor", lambda *_: pytest.fail("the work began"))
+    (tmp_path / "file").write_text("")
+    result = run("--data", make_pack(), option, tmp_path / "file" / "result")
+    assert result.exit_code == 2
+    assert "cannot be written" in result.output
+
+
 def test_a_model_that_does_not_exist_is_named():
     with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: neither a model \(segmote-tiny, "):
         resolve_model("nowhere.safetensors")

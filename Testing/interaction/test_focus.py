@@ -155,6 +155,19 @@ def test_parts_under_a_box_are_told_what_the_whole_view_found(predictor, image, 
     assert not torch.equal(whole, right)
 
 
+def test_only_a_box_alone_lets_unsure_masks_grow(predictor, image, monkeypatch):
+    predictor.set_image(image)
+    box = np.array([180, 100, 219, 119])
+    click = {"point_coords": np.array([[200, 110]]), "point_labels": np.array([1])}
+    asked = [{"box": box}, {"box": box, **click}, click]
+    before = [predictor.predict(**prompts, multimask_output=False, return_logits=True)[0] for prompts in asked]
+    monkeypatch.setattr("SegMoTELib.interaction.predictor.best_threshold", lambda mask: -1000.0)
+    after = [predictor.predict(**prompts, multimask_output=False, return_logits=True)[0] for prompts in asked]
+    assert after[0].min() > 900
+    np.testing.assert_array_equal(before[1], after[1])
+    np.testing.assert_array_equal(before[2], after[2])
+
+
 def test_images_encoded_ahead_answer_as_if_set(predictor, image):
     other = image[::-1].copy()
     first, second = predictor.encode_image(image), predictor.encode_image(other)
