@@ -123,7 +123,9 @@ def test_whatever_a_command_raises_there_is_no_traceback_unless_asked(monkeypatc
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
 def test_a_real_ctrl_c_ends_with_130():
+    # A shell starts background jobs with this signal ignored, and so would be its children.
     code = ("import os, signal, sys, SegMoTELib.cli as cli\nsys.argv = ['segmote', 'info']\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "cli.import_module = lambda name: os.kill(os.getpid(), signal.SIGINT)\ncli.main()")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130
