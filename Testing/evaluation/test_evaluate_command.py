@@ -51,7 +51,7 @@ def test_a_folder_without_data_is_an_error(run, tmp_path):
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, make_pack, option, monkeypatch):
     monkeypatch.setattr(module, "load_predictor", lambda *_: pytest.fail("the work began"))
     (tmp_path / "file").write_text("")
-    result = run("--data", make_pack(), option, tmp_path / "file" / "result")
+    result = run("--data", make_pack(tmp_path / "shapes"), option, tmp_path / "file" / "result")
     assert result.exit_code == 2
     assert "cannot be written" in result.output
 
