@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from SegMoTELib.cli import completion
 
 def _result_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
     """Refuse a place that cannot be written before the work, not after it; missing folders are made."""
-    if path is not None:
-        there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
-        if not os.access(there, os.W_OK) or (there.is_file() and there != path.absolute()):
-            raise click.BadParameter(f"{path} cannot be written ({there} does not allow it).")
+    from SegMoTELib.imaging.files import find_obstacle
+
+    obstacle = None if path is None else find_obstacle(path)
+    if obstacle is not None:
+        raise click.BadParameter(f"{path} cannot be written ({obstacle}).")
     return path
 
 

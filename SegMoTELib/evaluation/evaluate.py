@@ -51,7 +51,7 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
     if len(set(codes)) < len(codes):
         twice = next(pack for pack in packs if codes.count(pack.code) > 1)
         raise DataError(f"two data sets are named {twice.code!r}; rename one of the folders.")
-    chosen = [(pack, identifier) for pack in packs for identifier in _choose(pack, split, limit, seed)]
+    chosen = [(pack, identifier) for pack in packs for identifier in choose_images(pack, split, limit, seed)]
     if not chosen:
         raise DataError(f"no images in the split {split!r} of {', '.join(codes) or 'no data'}.")
     bench = _Bench(predictor, baselines, split, seed)
@@ -148,7 +148,8 @@ class _Found:
             result.untargeted[self.sample.dataset] = result.untargeted.get(self.sample.dataset, 0) + 1
 
 
-def _choose(pack: Pack, split: str, limit: int | None, seed: int) -> list[str]:
+def choose_images(pack: Pack, split: str, limit: int | None, seed: int) -> list[str]:
+    """Identifiers of a split's images, at most ``limit`` of them, drawn by ``seed``."""
     identifiers = list(dict.fromkeys(pack.info["splits"].get(split, [])))  # one listed twice counts once
     if limit is None or limit >= len(identifiers):
         return identifiers
@@ -156,7 +157,7 @@ def _choose(pack: Pack, split: str, limit: int | None, seed: int) -> list[str]:
     return [identifiers[index] for index in sorted(drawn)]
 
 
-def _open_sample(pack: Pack, split: str, identifier: str) -> Sample:
+def open_sample(pack: Pack, split: str, identifier: str) -> Sample:
     """Look one image up by itself, because a missing file ends the iteration over a whole split."""
     alone = replace(pack, info={**pack.info, "splits": {split: [identifier]}})
     return next(alone.samples(split))
@@ -164,7 +165,7 @@ def _open_sample(pack: Pack, split: str, identifier: str) -> Sample:
 
 def _evaluate_image(pack: Pack, split: str, identifier: str, methods: list[Method], predictor: Any | None,
                     offered: tuple[Any, ...], seed: int) -> _Found:
-    sample = _open_sample(pack, split, identifier)
+    sample = open_sample(pack, split, identifier)
     image, label = sample.load_image(), sample.load_label()
     found = _Found(sample)
     targets, found.skipped = find_targets(label, pack.labels, sample.load_instances(),

@@ -112,6 +112,16 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
     _write_atomically(lambda part: sitk.WriteImage(image, part, useCompression=True), path)
 
 
+def find_obstacle(path: Path) -> str | None:
+    """What keeps a file from being written, in words, None where nothing does; folders that are missing do not."""
+    if path.exists() and not os.access(path, os.W_OK):
+        return "it is there already and you may not write to it"
+    there = next((one for one in path.absolute().parents if one.exists()), None)
+    if there is None or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return f"{there} is no folder that you may write to"
+    return None
+
+
 def check_output(path: Path, volume: Volume | None = None) -> None:
     """Refuse what ``write_segmentation`` could not write, before hours of work.
 
@@ -126,9 +136,9 @@ def check_output(path: Path, volume: Volume | None = None) -> None:
         raise VolumeError(f"{path}: a segmentation's name ends in {', '.join(SEGMENTATIONS)}.")
     if path.is_dir():
         raise VolumeError(f"{path}: is a folder; give the name of a file.")
-    there = next((one for one in path.absolute().parents if one.exists()), None)
-    if there is None or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise VolumeError(f"{path}: cannot be written ({there} is no folder that you may write to).")
+    obstacle = find_obstacle(path)
+    if obstacle is not None:
+        raise VolumeError(f"{path}: cannot be written ({obstacle}).")
     if volume is not None and path.exists() and any(source.exists() and path.samefile(source)
                                                     for source in volume.sources):
         raise VolumeError(f"{path}: is a file of the volume itself; choose another name.")

@@ -169,7 +169,7 @@ class Predictor:
         settings = {"adapters": self.model.adapters_trained if adapters is None else adapters,
                     "multimask": multimask_output}
         masks, iou, low = self._answer(encoded, prompts, settings)
-        if self.model.compact and prompts.coords is None:  # who clicks says more of the outline than this guesses
+        if self.model.compact and prompts.is_box_alone:  # who says more knows more of the outline than this guesses
             masks = np.stack([mask - best_threshold(mask) for mask in masks])
         return (masks if return_logits else masks > 0), iou, low
 
@@ -419,6 +419,11 @@ class Prompts:
     labels: np.ndarray | None = None
     box: np.ndarray | None = None
     mask: torch.Tensor | None = None
+
+    @property
+    def is_box_alone(self) -> bool:
+        """True where nothing but a box tells what is meant."""
+        return self.box is not None and self.coords is None and self.mask is None
 
     def tensors(self, transform: SquareTransform | ViewTransform) -> dict:
         """What ``SegMoTE.decode`` takes, in the network's input."""

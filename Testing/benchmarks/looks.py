@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from SegMoTELib.data.pack import Pack, Sample, open_packs
 from SegMoTELib.evaluation.clicks import tight_box
+from SegMoTELib.evaluation.evaluate import choose_images, open_sample
 from SegMoTELib.evaluation.metrics import dice
 from SegMoTELib.evaluation.targets import find_targets
 from SegMoTELib.interaction.predictor import Predictor
@@ -58,15 +59,15 @@ def box_dice(predictor: Predictor, pack: Pack, sample: Sample) -> list[list[floa
 @click.option("--data", multiple=True, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="segmote-tiny", show_default=True)
 @click.option("--split", default="val", show_default=True)
-@click.option("--limit", default=8, show_default=True, help="Images per data set.")
+@click.option("--limit", default=8, show_default=True, help="Images per data set, drawn by seed.")
 def main(data: tuple[Path, ...], model: str, split: str, limit: int) -> None:
     """Print the table."""
     predictor = Predictor(load_checkpoint(resolve_model(model)), "cpu")
     scores: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in STEPS])
     for pack in tqdm(open_packs(list(data))):
-        samples = list(pack.samples(split))
-        for index in np.unique(np.linspace(0, len(samples) - 1, min(limit, len(samples))).round().astype(int)):
-            for kept, new in zip(scores[pack.code], box_dice(predictor, pack, samples[index]), strict=True):
+        for identifier in choose_images(pack, split, limit, 0):
+            found = box_dice(predictor, pack, open_sample(pack, split, identifier))
+            for kept, new in zip(scores[pack.code], found, strict=True):
                 kept.extend(new)
     print(f"| {split}, {sum(len(one[0]) for one in scores.values())} boxes | Dice |\n|---|---|")
     for step, name in enumerate(STEPS):

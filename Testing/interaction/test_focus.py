@@ -159,13 +159,14 @@ def test_only_a_box_alone_lets_unsure_masks_grow(predictor, image, monkeypatch):
     predictor.set_image(image)
     box = np.array([180, 100, 219, 119])
     click = {"point_coords": np.array([[200, 110]]), "point_labels": np.array([1])}
-    asked = [{"box": box}, {"box": box, **click}, click]
+    low = predictor.predict(box=box, multimask_output=False)[2]
+    asked = [{"box": box}, {"box": box, **click}, click, {"box": box, "mask_input": low}, {"mask_input": low}]
     before = [predictor.predict(**prompts, multimask_output=False, return_logits=True)[0] for prompts in asked]
     monkeypatch.setattr("SegMoTELib.interaction.predictor.best_threshold", lambda mask: -1000.0)
     after = [predictor.predict(**prompts, multimask_output=False, return_logits=True)[0] for prompts in asked]
     assert after[0].min() > 900
-    np.testing.assert_array_equal(before[1], after[1])
-    np.testing.assert_array_equal(before[2], after[2])
+    for one, other in zip(before[1:], after[1:], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_images_encoded_ahead_answer_as_if_set(predictor, image):
