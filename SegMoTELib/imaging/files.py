@@ -44,8 +44,8 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
         path: file or folder. series: Series Instance UID, where a folder holds several.
 
     Raises:
-        VolumeError: missing, unreadable or incomplete file, several series or one that is no regular volume, or more
-            than three dimensions.
+        VolumeError: missing, unreadable or incomplete file, several series or one that is no regular volume, a series
+            to choose in a single file, or more than three dimensions.
     """
     path = Path(path)
     if not path.exists():
@@ -53,6 +53,9 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
     try:
         if path.is_dir() or path.name.upper() == "DICOMDIR":
             return read_series(path, series)
+        if series:
+            raise VolumeError(f"{path}: is one file, and a series is chosen in a folder; give its DICOM folder, or "
+                              "leave the series out.")
         if is_dicom(path):
             return read_dicom(path)
         _refuse_truncated(path)

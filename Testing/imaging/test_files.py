@@ -84,6 +84,12 @@ def test_what_cannot_be_read_is_said(tmp_path, name, content, message):
         read_volume(tmp_path / name)
 
 
+def test_a_series_is_not_chosen_in_a_single_file(make_ball, tmp_path):
+    save(make_ball("RAS", "anisotropic"), tmp_path / "v.nrrd")
+    with pytest.raises(VolumeError, match="give its DICOM folder"):
+        read_volume(tmp_path / "v.nrrd", series="1.2.3")
+
+
 def test_a_folder_without_dicom_is_said(tmp_path):
     with pytest.raises(VolumeError, match="no DICOM series"):
         read_volume(tmp_path)
