@@ -21,7 +21,7 @@ def _result_file(ctx: click.Context, param: click.Parameter, path: Path | None) 
     return path
 
 
-RESULT_FILE: dict[str, Any] = {"type": click.Path(dir_okay=False, path_type=Path), "metavar": "FILE",
+RESULT_FILE: dict[str, Any] = {"type": click.Path(dir_okay=False, writable=True, path_type=Path), "metavar": "FILE",
                                "callback": _result_file}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 from zlib import crc32
@@ -54,13 +54,13 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
     chosen = [(pack, identifier) for pack in packs for identifier in choose_images(pack, split, limit, seed)]
     if not chosen:
         raise DataError(f"no images in the split {split!r} of {', '.join(codes) or 'no data'}.")
-    bench = _Bench(predictor, baselines, split, seed)
+    bench = _Bench(predictor, baselines, seed)
     result = Evaluation(settings={
         "split": split, "limit": limit, "seed": seed, "datasets": list(dict.fromkeys(pack.code for pack, _ in chosen)),
         "methods": [method.name for method in bench.methods], "min_target_pixels": MIN_PIXELS,
         "max_instances_per_image": MAX_INSTANCES, "max_clicks": NOC_CAP, "surface_tolerance": SURFACE_TOLERANCE,
         "surface_tolerance_unit": "mm where the spacing is known, else pixels"})
-    outcomes = map(bench.evaluate, chosen) if workers == 1 else _spread(chosen, workers, load, baselines, split, seed)
+    outcomes = map(bench.evaluate, chosen) if workers == 1 else _spread(chosen, workers, load, baselines, seed)
     for done, ((pack, identifier), found) in enumerate(zip(chosen, outcomes, strict=True), start=1):
         if isinstance(found, Failure):
             result.failures.append(found)
@@ -78,8 +78,8 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
 class _Bench:
     """What one process needs to evaluate images one by one."""
 
-    def __init__(self, predictor: Any | None, baselines: bool, split: str, seed: int) -> None:
-        self.predictor, self.split, self.seed = predictor, split, seed
+    def __init__(self, predictor: Any | None, baselines: bool, seed: int) -> None:
+        self.predictor, self.seed = predictor, seed
         self.methods = choose_methods(predictor, baselines)
         self.offered = tuple(predictor.auto_targets) if predictor is not None else ()
 
@@ -87,7 +87,7 @@ class _Bench:
         """Evaluate one image; whatever is wrong with it is the outcome."""
         pack, identifier = one
         try:
-            return _evaluate_image(pack, self.split, identifier, self.methods, self.predictor, self.offered, self.seed)
+            return _evaluate_image(pack, identifier, self.methods, self.predictor, self.offered, self.seed)
         except Exception as error:  # one bad image must not cost the hours spent on the others
             reason = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
             return Failure(pack.code, str(identifier), reason)
@@ -96,22 +96,22 @@ class _Bench:
 _bench: _Bench  # a worker process's own, made by _start
 
 
-def _spread(chosen: list[tuple[Pack, str]], workers: int, load: Callable[[], Any] | None, baselines: bool, split: str,
+def _spread(chosen: list[tuple[Pack, str]], workers: int, load: Callable[[], Any] | None, baselines: bool,
             seed: int) -> Iterator[_Found | Failure]:
     """Outcomes in the order of the images; processes are started afresh, since torch does not survive a fork."""
     threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (load, baselines, split, seed, threads)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (load, baselines, seed, threads)) as pool:
         yield from pool.map(_evaluate_here, chosen)
 
 
-def _start(load: Callable[[], Any] | None, baselines: bool, split: str, seed: int, threads: int) -> None:
+def _start(load: Callable[[], Any] | None, baselines: bool, seed: int, threads: int) -> None:
     """Prepare a worker process."""
     global _bench
     if load is not None:
         import torch
 
         torch.set_num_threads(threads)
-    _bench = _Bench(load() if load is not None else None, baselines, split, seed)
+    _bench = _Bench(load() if load is not None else None, baselines, seed)
 
 
 def _evaluate_here(one: tuple[Pack, str]) -> _Found | Failure:
@@ -157,19 +157,18 @@ def choose_images(pack: Pack, split: str, limit: int | None, seed: int) -> list[
     return [identifiers[index] for index in sorted(drawn)]
 
 
-def open_sample(pack: Pack, split: str, identifier: str) -> Sample:
-    """Look one image up by itself, because a missing file ends the iteration over a whole split."""
-    alone = replace(pack, info={**pack.info, "splits": {split: [identifier]}})
-    return next(alone.samples(split))
+def sample_targets(pack: Pack, sample: Sample, label: np.ndarray, seed: int) -> tuple[list[Target], int]:
+    """:func:`find_targets` of a sample and its (H, W) label map; the draw depends on ``seed`` and the image alone."""
+    return find_targets(label, pack.labels, sample.load_instances(),
+                        (seed, crc32(f"{pack.code}/{sample.identifier}".encode())))
 
 
-def _evaluate_image(pack: Pack, split: str, identifier: str, methods: list[Method], predictor: Any | None,
+def _evaluate_image(pack: Pack, identifier: str, methods: list[Method], predictor: Any | None,
                     offered: tuple[Any, ...], seed: int) -> _Found:
-    sample = open_sample(pack, split, identifier)
+    sample = pack.sample(identifier)
     image, label = sample.load_image(), sample.load_label()
     found = _Found(sample)
-    targets, found.skipped = find_targets(label, pack.labels, sample.load_instances(),
-                                          (seed, crc32(f"{pack.code}/{identifier}".encode())))
+    targets, found.skipped = sample_targets(pack, sample, label, seed)
     auto_targets = find_auto_targets(label, pack, offered)
     found.targets = len(targets) + found.skipped
     if not targets and not auto_targets:

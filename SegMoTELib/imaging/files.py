@@ -116,9 +116,7 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
 
 
 def find_obstacle(path: Path) -> str | None:
-    """What keeps a file from being written, in words, None where nothing does; folders that are missing do not."""
-    if path.exists() and not os.access(path, os.W_OK):
-        return "it is there already and you may not write to it"
+    """What keeps a file from being put in its place, in words; None where nothing does, missing folders included."""
     there = next((one for one in path.absolute().parents if one.exists()), None)
     if there is None or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return f"{there} is no folder that you may write to"

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
-from zlib import crc32
 
 import click
 import numpy as np
@@ -20,9 +19,8 @@ from tqdm import tqdm
 
 from SegMoTELib.data.pack import Pack, Sample, open_packs
 from SegMoTELib.evaluation.clicks import tight_box
-from SegMoTELib.evaluation.evaluate import choose_images, open_sample
+from SegMoTELib.evaluation.evaluate import choose_images, sample_targets
 from SegMoTELib.evaluation.metrics import dice
-from SegMoTELib.evaluation.targets import find_targets
 from SegMoTELib.interaction.predictor import Predictor
 from SegMoTELib.network import load_checkpoint
 from SegMoTELib.zoo import resolve_model
@@ -44,8 +42,7 @@ def only(steps: int) -> Iterator[None]:
 def box_dice(predictor: Predictor, pack: Pack, sample: Sample) -> list[list[float]]:
     """Dice of every target of an image, one list per step."""
     found: list[list[float]] = [[] for _ in STEPS]
-    targets, _ = find_targets(sample.load_label(), pack.labels, sample.load_instances(),
-                              (0, crc32(f"{pack.code}/{sample.identifier}".encode())))
+    targets, _ = sample_targets(pack, sample, sample.load_label(), 0)
     predictor.set_image(sample.load_image())
     for target in targets:
         box = np.array(tight_box(target.mask))
@@ -66,7 +63,7 @@ def main(data: tuple[Path, ...], model: str, split: str, limit: int) -> None:
     scores: dict[str, list[list[float]]] = defaultdict(lambda: [[] for _ in STEPS])
     for pack in tqdm(open_packs(list(data))):
         for identifier in choose_images(pack, split, limit, 0):
-            found = box_dice(predictor, pack, open_sample(pack, split, identifier))
+            found = box_dice(predictor, pack, pack.sample(identifier))
             for kept, new in zip(scores[pack.code], found, strict=True):
                 kept.extend(new)
     print(f"| {split}, {sum(len(one[0]) for one in scores.values())} boxes | Dice |\n|---|---|")
