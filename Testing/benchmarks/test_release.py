@@ -62,3 +62,13 @@ def test_scores_of_auto_targets_are_read_from_the_evaluation(tmp_path):
     path.write_text("target,method,mode,dice\npolyp,SegMoTE,auto,0.9\npolyp,SegMoTE,auto,0.7\n"
                     "polyp,SegMoTE,box,0.1\nnerve,frozen base,auto,0.3\n")
     assert release.auto_dice(path) == {"polyp": pytest.approx(0.8)}
+
+
+def test_means_without_a_data_set_leave_out_it_and_the_baselines():
+    summary = [{"level": level, "name": name, "method": method, "mode": mode, "metrics": {"dice": {"mean": mean}}}
+               for mode in release.MODES
+               for level, name, method, mean in (
+                   ("dataset", "a", "SegMoTE", 0.9), ("dataset", "b", "SegMoTE", 0.7),
+                   ("dataset", "bad", "SegMoTE", 0.1),
+                   ("dataset", "a", "GrabCut", 0.2), ("overall", "all", "SegMoTE", 0.5))]
+    assert release.means_without(summary, "bad") == "box 0.800, 1 click 0.800, 3 clicks 0.800, 5 clicks 0.800"
