@@ -49,7 +49,8 @@ class TrainingConfig:
         pseudo_share: how often a target is a region of the image itself instead of a label, where labels are few.
         box_share, auto_share: how often the first prompt is a box, or nothing (where the target allows auto).
         dense_weight: base stage: weight of the encoder's dense class supervision; 0 = none.
-        emphasis: data set code -> factor on how often it is drawn (default 1): more for what is learned slowly.
+        emphasis: data set code -> factor on how often it is drawn, default 1: more for what is learned slowly, 0 leaves
+            the set out.
         balance_weight: weight of the load-balance loss. accumulate: backward passes per optimiser step.
         precision: "fp32", or "bf16": the forward pass in mixed precision, which needs no loss scaling.
         image_share: fraction of every set's images used. seed: of weights, data and prompts.

@@ -48,7 +48,7 @@ class Trainer:
         self.config, self.folder, self.device = config, Path(folder), torch.device(device)
         self.rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         self.world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        self.packs = open_packs(list(config.data))
+        self.packs = [pack for pack in open_packs(list(config.data)) if config.emphasis.get(pack.code, 1.0)]
         if self.rank == 0:
             _warn_of_unlearned(config, self.packs)
         torch.manual_seed(config.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -249,6 +251,18 @@ def test_a_target_without_images_is_said(a_config, tmp_path, caplog):
     assert not caplog.records
     Trainer(replace(a_config, auto_targets=(AutoTarget("disk", sources=("shapes:9",)),)), tmp_path)
     assert "Auto will not learn it" in caplog.text
+
+
+def test_a_data_set_of_no_emphasis_is_left_out_of_training_and_origin(a_config, a_pack, tmp_path):
+    shutil.copytree(a_pack, a_pack.parent / "more")
+    config = replace(a_config, data=(str(a_pack), str(a_pack.parent / "more")), emphasis={"more": 0.0})
+    trainer = Trainer(config, tmp_path / "run")
+    assert [pack.code for pack in trainer.packs] == ["shapes"]
+    trainer.run(stop_after=1, progress=False)
+    metadata = load_checkpoint(tmp_path / "run" / "model.safetensors").metadata
+    assert json.loads(metadata["training_data"]) == {"shapes": "CC0"}
+    with pytest.raises(DataError, match="no training images"):
+        Trainer(replace(config, emphasis={"more": 0.0, "shapes": 0.0}), tmp_path / "none").run(progress=False)
 
 
 def test_missing_data_is_named(a_config, tmp_path):
