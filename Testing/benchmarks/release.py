@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import click
 import torch
@@ -25,8 +26,8 @@ TEXT = Path(__file__).with_name("segmote-tiny-card.md")
 LICENCE = "Apache-2.0; the licences of the images it learned from are in segmote-tiny.md"
 LEAST_AUTO = 0.88  # validation Dice below which an auto target is not offered; a margin to 0.80 on other images
 PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
-MISLABELLED = "lungvessel_ct"  # its labels belong to other slices than its images: see the card
-MODES = ("box", "click1", "click3", "click5", "auto")
+MISLABELLED = "lungvessel_ct"  # its labels do not follow its images: see the card
+MODES = {"box": "box", "click1": "1 click", "click3": "3 clicks", "click5": "5 clicks", "auto": "auto"}
 
 
 def released(model: SegMoTE, names: list[str], size: int) -> SegMoTE:
@@ -85,7 +86,7 @@ def table(summary: list[dict], level: str, first: str) -> str:
         if row["level"] == level and row["mode"] in MODES and "dice" in row["metrics"]:
             rows[row["name"], row["method"]][row["mode"]] = row["metrics"]["dice"]
             sizes[row["name"], row["method"]] = max(row["targets"], sizes.get((row["name"], row["method"]), 0))
-    lines = [f"| {first} | method | targets | box | 1 click | 3 clicks | 5 clicks | auto |", f"|{'---|' * 8}"]
+    lines = [f"| {first} | method | targets | {' | '.join(MODES.values())} |", f"|{'---|' * (3 + len(MODES))}"]
     for key, modes in rows.items():
         cells = [f"{modes[m]['mean']:.3f} ({modes[m]['low']:.2f}-{modes[m]['high']:.2f})" if m in modes else "-"
                  for m in MODES]
@@ -94,13 +95,12 @@ def table(summary: list[dict], level: str, first: str) -> str:
 
 
 def means_without(summary: list[dict], left_out: str) -> str:
-    """"box 0.81, 1 click 0.70, ...": macro-mean Dice of the model over all data sets but one."""
-    found = []
-    for mode, name in zip(MODES[:4], ("box", "1 click", "3 clicks", "5 clicks"), strict=True):
-        dice = [row["metrics"]["dice"]["mean"] for row in summary if row["level"] == "dataset"
-                and row["method"] == "SegMoTE" and row["mode"] == mode and row["name"] != left_out]
-        found.append(f"{name} {sum(dice) / len(dice):.3f}")
-    return ", ".join(found)
+    """"box 0.81, 1 click 0.70, ...": macro-mean Dice of the model with prompts over all data sets but one."""
+    found = defaultdict(list)
+    for row in summary:
+        if (row["level"], row["method"]) == ("dataset", "SegMoTE") and row["name"] != left_out and row["mode"] in MODES:
+            found[row["mode"]].append(row["metrics"]["dice"]["mean"])
+    return ", ".join(f"{name} {fmean(found[mode]):.3f}" for mode, name in MODES.items() if mode != "auto")
 
 
 @click.group()
