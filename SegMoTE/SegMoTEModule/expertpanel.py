@@ -32,7 +32,11 @@ class ExpertPanel:
             rows.append([f"{token + 1}{mark}", f"{float(probability):.0%}", *experts])
         cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}&nbsp;&nbsp;</td>" for cell in row) + "</tr>"
                         for row in rows)
-        self.ui.expertTableLabel.setText(f"<table>{cells}</table>")
+        kind = ""
+        if view.domains:
+            name, share = next(iter(view.domains.items()))
+            kind = html.escape(_("Looks like {name} ({share}).").format(name=name, share=f"{share:.0%}"))
+        self.ui.expertTableLabel.setText(f"{kind}<table>{cells}</table>")
         pixmap = qt.QPixmap()
         pixmap.loadFromData(qt.QByteArray(png))
         self.ui.attentionLabel.setPixmap(pixmap)

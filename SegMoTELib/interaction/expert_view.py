@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ class ExpertView:
         routing: per expert layer, (T,) the expert every token went to.
         gate_probabilities: per expert layer, (T, E).
         attention: (T, H, W) where every expert token looked, on the image's own pixels.
+        domains: what kind of image it looked like: data set code -> probability, the likeliest first; empty where the
+            model has no domain experts.
     """
 
     selected: int
@@ -30,6 +32,7 @@ class ExpertView:
     routing: tuple[np.ndarray, ...]
     gate_probabilities: tuple[np.ndarray, ...]
     attention: np.ndarray
+    domains: dict[str, float] = field(default_factory=dict)
 
 
 def attention_png(view: ExpertView, image: np.ndarray, side: int) -> bytes:
@@ -74,6 +77,9 @@ def draw_expert_view(view: ExpertView, image: np.ndarray, mask: np.ndarray, path
     axes[0].set_title(f"expert token {view.selected} ({probability:.0%})")
     axes[1].imshow(view.attention[view.selected], cmap="inferno", alpha=0.6)
     axes[1].set_title("its attention")
+    if view.domains:
+        name, share = next(iter(view.domains.items()))
+        figure.suptitle(f"looks like {name} ({share:.0%})")
     for index, (axis, gates) in enumerate(zip(axes[2:], view.gate_probabilities, strict=True)):
         axis.imshow(gates, vmin=0, vmax=1, cmap="viridis")
         for (row, column), value in np.ndenumerate(gates):

@@ -96,7 +96,7 @@ class Predictor:
         """Hash of everything that decides what the encoder makes of pixels (weights, geometry, precision)."""
         if not self._fingerprint:
             digest = hashlib.blake2b(repr(self.dtype).encode(), digest_size=16)
-            settings = {name: value for name, value in asdict(self.model.config).items() if name != "auto_targets"}
+            settings = asdict(replace(self.model.config, auto_targets=(), domains=()))
             digest.update(repr(sorted(settings.items())).encode())
             for name, tensor in sorted(self.model.image_encoder.state_dict().items()):
                 digest.update(name.encode())
@@ -248,12 +248,15 @@ class Predictor:
             assert prediction.selected is not None
             assert prediction.token_probabilities is not None
             attention = transform.inverse_masks(prediction.attention[0], 0.0)
+            likely = prediction.domain_probabilities
+            shares = {} if likely is None else dict(zip(self.model.config.domains, likely[0].tolist(), strict=True))
         return ExpertView(
             selected=int(prediction.selected[0]),
             token_probabilities=prediction.token_probabilities[0].float().cpu().numpy(),
             routing=tuple(layer[0].cpu().numpy() for layer in prediction.routing),
             gate_probabilities=tuple(layer[0].float().cpu().numpy() for layer in prediction.gate_probabilities),
-            attention=attention.cpu().numpy())
+            attention=attention.cpu().numpy(),
+            domains=dict(sorted(shares.items(), key=lambda pair: -pair[1])))
 
     def _embed(self, pixels: Sequence[np.ndarray], transforms: Sequence[SquareTransform | ViewTransform],
                keep: Callable[[], bool] = lambda: True) -> list[ImageEmbedding]:
@@ -395,6 +398,8 @@ class Predictor:
         embedding = self._made_ready(embedding)
         self._answered = (embedding, transform, inputs)
         with torch.inference_mode():
+            if settings["adapters"]:  # the whole image tells its kind better than a part
+                inputs["domains"] = self.model.domains(self._made_ready(self.encoded.embedding))
             self.last = self.model.decode(embedding, **inputs)
             low = self.last.logits[0].float()
             # One mask at a time: three full-size float maps at once would not stay in cache.

@@ -95,10 +95,12 @@ def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTar
     config = replace(model.config, auto_targets=targets, **overrides)
     fresh = build_model(config)
     state, own = fresh.state_dict(), model.state_dict()
+    same_domains = config.domains == model.config.domains
     same_targets = [t.name for t in targets] == [t.name for t in model.config.auto_targets]
     for name, value in state.items():
         target_specific = name in ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
         stale = is_adapter(name) and not model.adapters_trained and not name.startswith(LEARNED_WITH_BASE)
+        stale |= name.startswith("mask_decoder.expert_domains.") and not same_domains
         if name in own and own[name].shape == value.shape and (same_targets or not target_specific) and not stale:
             state[name] = own[name].clone()
         elif not is_adapter(name):

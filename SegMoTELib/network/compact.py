@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from SegMoTELib.network.config import ModelConfig
 from SegMoTELib.network.decoder import ExpertDecoder, MaskPrediction
+from SegMoTELib.network.domains import DomainExperts
 from SegMoTELib.network.encoders import ImageEmbedding, ResidualBlock, initialise_convolutions
 from SegMoTELib.network.prompt_encoders import PROMPT_CHANNELS
 from SegMoTELib.network.transformer import ImageSide
@@ -44,6 +45,8 @@ class CompactDecoder(ExpertDecoder):
         self.finish = _finish(self._mask_width())
         self.target_dense = nn.Embedding(max(1, len(config.auto_targets)), dim)
         nn.init.zeros_(self.target_dense.weight)
+        self.expert_domains = DomainExperts(
+            (dim, stride4, stride2), len(config.domains), (dim, dim, dim, dim, FINE_WIDTH)) if config.domains else None
         initialise_convolutions(self)
         self.context.start_as_identity()
 
@@ -76,23 +79,32 @@ class CompactDecoder(ExpertDecoder):
                 nn.init.zeros_(layer.experts.up.bias)
 
     def forward(self, embedding: ImageEmbedding, image_pe: Tensor, prompt_maps: Tensor,  # type: ignore[override]
-                sparse: Tensor, targets: Tensor | None, experts: bool, attention: bool = False) -> MaskPrediction:
+                sparse: Tensor, targets: Tensor | None, experts: bool, attention: bool = False,
+                domains: Tensor | None = None) -> MaskPrediction:
         """Decode N prompts on 1 or N images.
 
         Args:
             prompt_maps: (N, 5, 2h, 2w) of :func:`draw_prompts`. sparse: (N, P, C). targets: (N,) auto targets or None.
-            experts: use the adapters. attention: also return attention maps.
+            experts: use the adapters. attention: also return attention maps. domains: (1 or N, D), None: as
+                ``embedding`` looks.
         """
         drawn = self.prompt_stem(prompt_maps.contiguous(memory_format=torch.channels_last))
         mixed = embedding.features + self.prompt_down(drawn)
         if targets is not None:
             mixed = mixed + self.target_dense(targets)[:, :, None, None]
-        mixed = self.context(self.mixer(mixed))
+        modulations: list[Tensor | None] = [None] * 5
+        if experts and self.expert_domains is not None:
+            domains = self.expert_domains.route(embedding) if domains is None else domains
+            modulations = self.expert_domains(domains)
+        for block, modulation in zip(self.mixer, modulations[:2], strict=True):
+            mixed = block(mixed, modulation)
+        mixed = self.context(mixed, *modulations[2:4])
         keys = mixed.flatten(2).transpose(1, 2)
         image = ImageSide(keys, keys + image_pe)
         tokens, expert_slice = self._output_tokens(sparse, experts)
         tokens, keys, routings = self.transformer(tokens, image, image_pe, expert_slice)
-        finest = self._finest(mixed + keys.transpose(1, 2).unflatten(2, mixed.shape[2:]), drawn, embedding)
+        mixed = mixed + keys.transpose(1, 2).unflatten(2, mixed.shape[2:])
+        finest = self._finest(mixed, drawn, embedding, modulations[4])
         features = (self.finish(finest) + self.expert_finish(finest)) if experts else self.finish(finest)
 
         def masks_of(hyper: Tensor) -> Tensor:
@@ -101,14 +113,15 @@ class CompactDecoder(ExpertDecoder):
         if expert_slice is None:
             return self._base_masks(tokens, masks_of, multimask=False)
         prediction = self._expert_masks(tokens, expert_slice, routings, masks_of)
+        prediction.domain_probabilities = domains
         if attention:
             prediction.attention = self._attention_maps(tokens, expert_slice, keys, image_pe)
         return prediction
 
-    def _finest(self, coarse: Tensor, drawn: Tensor, embedding: ImageEmbedding) -> Tensor:
+    def _finest(self, coarse: Tensor, drawn: Tensor, embedding: ImageEmbedding, modulation: Tensor | None) -> Tensor:
         """Bring mixed features from stride 8 to stride 2 with the encoder's own detail, (N, 16, 4h, 4w)."""
         fine = F.interpolate(self.to_fine(coarse), scale_factor=2, mode="bilinear", align_corners=False)
-        fine = self.refine(fine + self.skip_fine(embedding.early[0]) + self.prompt_fine(drawn))
+        fine = self.refine(fine + self.skip_fine(embedding.early[0]) + self.prompt_fine(drawn), modulation)
         finest = F.interpolate(self.to_finest(fine), scale_factor=2, mode="bilinear", align_corners=False)
         return finest + self.skip_finest(embedding.early[1])
 
@@ -124,10 +137,10 @@ class _Context(nn.Module):
     def start_as_identity(self) -> None:
         nn.init.zeros_(self.join.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, wide_modulation: Tensor | None, widest_modulation: Tensor | None) -> Tensor:
         """Return x plus its context."""
-        wide = self.wide(F.avg_pool2d(x, 2))
-        widest = self.widest(F.avg_pool2d(wide, 2))
+        wide = self.wide(F.avg_pool2d(x, 2), wide_modulation)
+        widest = self.widest(F.avg_pool2d(wide, 2), widest_modulation)
         wide = wide + F.interpolate(widest, size=wide.shape[-2:], mode="bilinear", align_corners=False)
         return x + F.interpolate(self.join(wide), size=x.shape[-2:], mode="bilinear", align_corners=False)
 

@@ -62,6 +62,7 @@ class ModelConfig:
         gating: "learned" (softmax over all experts, then top k) or "reference" (the released weights' behaviour).
         expert_residual: the expert output is added to the base's token MLP instead of replacing it.
         prompt_tokens: Q, prompt tokens per auto target. auto_targets: what PPT can segment without prompts.
+        domains: compact: kinds of image, by data set code, that the adapters tell apart; empty = no domain experts.
         resize: "pad" (aspect ratio kept, SAM) or "squash" (released SegMoTE).
         pixel_mean, pixel_std: input normalisation on 0-255.
 
@@ -91,6 +92,7 @@ class ModelConfig:
     expert_residual: bool = True
     prompt_tokens: int = 2
     auto_targets: tuple[AutoTarget, ...] = (AutoTarget("foreground"),)
+    domains: tuple[str, ...] = ()
     resize: str = "pad"
     pixel_mean: tuple[float, float, float] = PIXEL_MEAN
     pixel_std: tuple[float, float, float] = PIXEL_STD
@@ -114,6 +116,8 @@ class ModelConfig:
             raise ValueError(f"expert_layers must name decoder layers 0 and/or 1, not {self.expert_layers}")
         if self.image_size % (32 if self.encoder == "compact" else self.encoder_stride):
             raise ValueError(f"image_size {self.image_size} does not fit the encoder's stride")
+        if self.domains and self.encoder != "compact":
+            raise ValueError("domains need the compact encoder")
         if len({target.name for target in self.auto_targets}) != len(self.auto_targets):
             raise ValueError("auto_targets must have different names")
 

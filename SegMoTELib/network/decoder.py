@@ -39,6 +39,7 @@ class MaskPrediction:
         balance_loss: scalar; sum over layers (learned) or the last layer's (reference).
         expert_iou: (N, E) predicted IoU of every expert's mask, or None.
         token_probabilities: (N, E) how the choice of the expert token was distributed, or None.
+        domain_probabilities: (N, D) or (1, D) what kind of image the router saw, or None without domains.
         attention: (N, T, side, side) last-layer attention of every expert token on the image, only if asked for.
     """
 
@@ -51,6 +52,7 @@ class MaskPrediction:
     balance_loss: Tensor | None = None
     expert_iou: Tensor | None = None
     token_probabilities: Tensor | None = None
+    domain_probabilities: Tensor | None = None
     attention: Tensor | None = None
 
 

@@ -196,10 +196,18 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(8, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x plus the block's correction."""
-        y = self.conv1(F.relu(self.norm1(x)))
-        return x + self.conv2(F.relu(self.norm2(y)))
+    def forward(self, x: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """Return x plus the block's correction.
+
+        Args:
+            modulation: (B, 4C) or (1, 4C) scales and shifts after the two norms; zeros change nothing.
+        """
+        if modulation is None:
+            y = self.conv1(F.relu(self.norm1(x)))
+            return x + self.conv2(F.relu(self.norm2(y)))
+        scale1, shift1, scale2, shift2 = modulation[:, :, None, None].chunk(4, dim=1)
+        y = self.conv1(F.relu(torch.addcmul(shift1, self.norm1(x), 1 + scale1)))
+        return x + self.conv2(F.relu(torch.addcmul(shift2, self.norm2(y), 1 + scale2)))
 
 
 def initialise_convolutions(module: nn.Module) -> None:

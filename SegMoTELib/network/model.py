@@ -82,7 +82,8 @@ class SegMoTE(nn.Module):
 
     def decode(self, embedding: ImageEmbedding, points: Points | None = None, boxes: Tensor | None = None,
                masks: Tensor | None = None, auto: bool | str | Tensor | None = None, adapters: bool = True,
-               multimask: bool = False, attention: bool = False) -> MaskPrediction:
+               multimask: bool = False, attention: bool = False,
+               domains: Tensor | None = None) -> MaskPrediction:
         """Turn prompts into masks; one image with N prompts, or N images with one prompt set each.
 
         Args:
@@ -94,6 +95,8 @@ class SegMoTE(nn.Module):
             adapters: use experts and PPT's tokens; False gives the base (for SAM weights: SAM's own output).
             multimask: with ``adapters=False``, SAM's three masks instead of one.
             attention: also return the expert tokens' attention maps.
+            domains: (1 or N, D) probabilities of what kind of image it is; by default as ``embedding`` looks, which is
+                right for whole images and a guess for parts.
 
         Raises:
             ValueError: no prompt at all, prompts that disagree on N, or an unknown target.
@@ -117,10 +120,19 @@ class SegMoTE(nn.Module):
         if self.compact:
             size = 2 * self.config.embedding_size
             maps = draw_prompts(size, self.config.image_size, count, points, boxes, masks, embedding.features)
-            return self.mask_decoder(embedding, image_pe, maps, sparse, targets, adapters, attention)
+            return self.mask_decoder(embedding, image_pe, maps, sparse, targets, adapters, attention, domains)
         no_mask = self.prompt_encoder.no_mask_embed.weight[None].to(dtype)
         dense = dense.to(dtype) if masks is not None else None
         return self.mask_decoder(embedding, image_pe, no_mask, sparse, dense, adapters, multimask, attention)
+
+    def domains(self, embedding: ImageEmbedding) -> Tensor | None:
+        """Probabilities (B, D) of what kind of image each is, for ``decode``; None for a model without domain experts.
+
+        Args:
+            embedding: of B whole images.
+        """
+        experts = self.mask_decoder.expert_domains if self.compact else None
+        return None if experts is None else experts.route(embedding)
 
     def _image_pe(self) -> Tensor:
         """(1, L, C) positional encoding of the embedding's cells, kept until its frequencies or the size change."""

@@ -35,7 +35,7 @@ class TrainingConfig:
     """A training run.
 
     Attributes:
-        stage: "base" (everything learns, prompts through the base's mask token) or "adapt" (MoTE and PPT learn).
+        stage: "base" (everything learns, prompts through the base's mask token) or "adapt" (what SegMoTE adds learns).
         data: pack folders, or folders of packs. phases: run one after the other.
         start: checkpoint to start from (required for "adapt"), or None for fresh weights.
         model: overrides of ``ModelConfig.tiny`` for fresh weights; in the adapt stage, of the adapter fields.

@@ -18,6 +18,7 @@ from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
 from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
 
 EMBEDDING_BYTES = 6 << 30  # of memory for the adapt stage's embeddings
+UNSURE_SHARE = 0.1  # of targets whose kind of image is not told, so that the mean code suits unknown kinds
 LOOK_TWICE_SHARE = 0.5  # of boxes with a late round: the first mask is given back without a click, as parts get it
 
 
@@ -79,13 +80,15 @@ class InteractiveStep(nn.Module):
         owner = torch.arange(len(batch.pixels)).repeat_interleave(count // len(batch.pixels))
         rngs = [np.random.default_rng(int(seed)) for seed in batch.seeds]
         modes = np.array([self._mode(rng, target) for rng, target in zip(rngs, batch.targets, strict=True)])
+        domains = self._domains([batch.keys[i][0] for i in owner], rngs)
         losses, log = [], {}
         for mode in ("box", "point", "auto"):
             rows = np.flatnonzero(modes == mode)
             if len(rows) == 0:
                 continue
             loss, values = self._interact(mode, embedding[owner[rows]], batch.truth[rows], batch.targets[rows],
-                                          [rngs[i] for i in rows], rounds, several, (before or {}).get(mode, 0))
+                                          [rngs[i] for i in rows], rounds, several, (before or {}).get(mode, 0),
+                                          None if domains is None else domains[rows])
             losses.append(loss)
             for name, value in values.items():
                 log[f"{mode}/{name}"] = value.mean()
@@ -102,9 +105,19 @@ class InteractiveStep(nn.Module):
             return "auto"
         return "box" if rng.random() < self.config.box_share else "point"
 
+    def _domains(self, codes: list[str], rngs: list[np.random.Generator]) -> Tensor | None:
+        """Probabilities (N, D): each target's data set, or anything; None for a model without domain experts."""
+        names = self.model.config.domains
+        if not self.adapters or not names:
+            return None
+        known = F.one_hot(torch.tensor([names.index(code) for code in codes]), len(names)).float()
+        if self.model.training:
+            known[[i for i, rng in enumerate(rngs) if rng.random() < UNSURE_SHARE]] = 1 / len(names)
+        return known.to(self.model.device)
+
     def _interact(self, mode: str, embedding: ImageEmbedding, truth: np.ndarray, targets: np.ndarray,
                   rngs: list[np.random.Generator], rounds: int, several: bool, before: int,
-                  ) -> tuple[Tensor, dict[str, Tensor]]:
+                  domains: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """All rounds of one kind of first prompt; returns (N,) losses and (N,) IoUs by round."""
         device = embedding.features.device
         boxes = points = previous = None
@@ -126,7 +139,7 @@ class InteractiveStep(nn.Module):
             learn = index >= before
             with torch.set_grad_enabled(torch.is_grad_enabled() and learn):
                 prediction = self.model.decode(embedding, points=points, boxes=boxes, masks=previous, auto=auto,
-                                               adapters=self.adapters)
+                                               adapters=self.adapters, domains=domains)
             small = _fraction(truth, prediction.logits.shape[-1], device)
             values[f"iou{index}"] = mask_iou(prediction.logits[:, 0], small)
             if learn:

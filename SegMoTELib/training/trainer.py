@@ -19,8 +19,10 @@ from torch import nn
 from SegMoTELib import __version__
 from SegMoTELib.data.pack import Pack, open_packs
 from SegMoTELib.errors import CheckpointError, DataError, reason
+from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
 from SegMoTELib.network.checkpoints import attach_adapters, read_tensors
+from SegMoTELib.network.domains import image_statistics
 from SegMoTELib.network.model import LEARNED_WITH_BASE
 from SegMoTELib.training.config import Phase, TrainingConfig
 from SegMoTELib.training.curves import draw_curves
@@ -31,6 +33,7 @@ from SegMoTELib.training.step import Batch, InteractiveStep
 log = logging.getLogger(__name__)
 
 VALIDATION_ITEMS = 96
+ROUTER_IMAGES = 60  # of every data set, at most, that teach the router of domains
 SEVERAL_SHARE = 0.15  # single-round steps whose first prompt holds several clicks
 ROUNDS_BEFORE, ROUNDS_BEFORE_SHARES = (0, 1, 2, 4), (0.5, 0.2, 0.15, 0.15)  # of other single-round steps
 LATE_BOX_SHARE = 0.4  # of these, how often a box gets late rounds too: a box should be enough more often than a click
@@ -52,15 +55,17 @@ class Trainer:
         if self.rank == 0:
             _warn_of_unlearned(config, self.packs)
         torch.manual_seed(config.seed)
-        self.model = _starting_model(config).to(self.device).to(memory_format=torch.channels_last)
+        self.model = _starting_model(config, self.packs).to(self.device).to(memory_format=torch.channels_last)
+        self.step = 0
+        self.data: dict[tuple[str, int], TrainingData] = {}
+        if config.stage == "adapt" and self.model.compact:
+            self._teach_router()
         self._choose_parameters()
         self.average = {name: value.detach().clone() for name, value in self._learned().items()}
         self.dense = DenseHead(self.model.config, ClassList(self.packs)).to(self.device) \
             if config.stage == "base" and config.dense_weight else None
         self.optimizer = torch.optim.AdamW(_decay_groups(self._optimised(), config.weight_decay),
                                            lr=config.learning_rate, betas=(0.9, 0.98), fused=self.device.type != "mps")
-        self.step = 0
-        self.data: dict[tuple[str, int], TrainingData] = {}
 
     def run(self, stop_after: int | None = None, progress: bool = True) -> SegMoTE:
         """Train to the end of the phases (or ``stop_after`` steps from now) and return the averaged model.
@@ -100,7 +105,8 @@ class Trainer:
 
     def _metadata(self) -> dict[str, str]:
         """What must travel with the weights: config, step, versions, data and their licences."""
-        data = {pack.code: pack.info.get("licence", "unknown") for pack in self.packs}
+        data = {**_known_data(self.model.metadata),
+                **{pack.code: pack.info.get("licence", "unknown") for pack in self.packs}}
         return {f"training_{self.config.stage}": json.dumps(self.config.to_dict()),
                 f"training_{self.config.stage}_steps": str(self.step),
                 "versions": f"segmote {__version__}, torch {torch.__version__}, numpy {np.__version__}",
@@ -163,6 +169,25 @@ class Trainer:
         self.step = state["step"]
         if self.rank == 0:
             _truncate_log(self.folder / "log.csv", self.step)
+
+    @torch.no_grad()
+    def _teach_router(self) -> None:
+        """Show the router of fresh domain experts whole images of every data set, as prediction sees them."""
+        domains = self.model.mask_decoder.expert_domains
+        if domains is None or domains.center.any() or len(self.packs) < 2 or (self.folder / "last.pt").exists():
+            return
+        size = self.config.phases[-1].size
+        _set_image_size(self.model, size)
+        statistics: list[torch.Tensor] = []
+        truth: list[int] = []
+        for loaded in self._data("train", self.config.phases[0].size).sets:
+            for _, image, _, _ in loaded[::-(-len(loaded) // ROUTER_IMAGES)]:
+                pixels = to_rgb8(image, None)
+                square = SquareTransform(self.model.config, *pixels.shape[:2]).apply_image(pixels)
+                statistics.append(image_statistics(self.model.encode(square.to(self.device))))
+            code = loaded[0][0].dataset
+            truth += [self.model.config.domains.index(code)] * (len(statistics) - len(truth))
+        domains.fit(torch.cat(statistics), torch.tensor(truth, device=self.device))
 
     def _train_step(self, phase: Phase) -> dict[str, float]:
         """One optimiser step at ``self.step``; everything random depends on (seed, step, item)."""
@@ -276,20 +301,35 @@ class Trainer:
             print(f"  {validated}", file=sys.stderr, flush=True)
 
 
-def _starting_model(config: TrainingConfig) -> SegMoTE:
+def _starting_model(config: TrainingConfig, packs: list[Pack]) -> SegMoTE:
     """The model to begin with.
 
     Raises:
         CheckpointError: an unusable ``start``. DataError: fields of ``model`` or sizes that do not fit together.
     """
     try:
-        model = build_model(config.model_config()) if config.start is None else \
-            attach_adapters(load_checkpoint(config.start), config.model, config.auto_targets)
+        if config.start is None:
+            model = build_model(config.model_config())
+        else:
+            start = load_checkpoint(config.start)
+            overrides = dict(config.model)
+            if config.stage == "adapt" and start.compact:
+                overrides = {"domains": tuple(pack.code for pack in packs), **overrides}
+            model = attach_adapters(start, overrides, config.auto_targets)
         for phase in config.phases:
             replace(model.config, image_size=phase.size)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the config's 'model' or the sizes of its phases cannot be used ({reason(error)}).") from error
     return model
+
+
+def _known_data(metadata: dict[str, str]) -> dict[str, str]:
+    """Data set code -> licence of what the start learned from; empty where it does not say so in our words."""
+    try:
+        known = json.loads(metadata.get("training_data", "{}"))
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _warn_of_unlearned(config: TrainingConfig, packs: list[Pack]) -> None:

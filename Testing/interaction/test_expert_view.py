@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,24 @@ def test_the_picture_is_written(a_predictor, tmp_path):
     image = np.zeros((70, 90), np.uint8)
     draw_expert_view(a_predictor.expert_view(), image, masks[0], tmp_path / "new" / "view.png")
     assert (tmp_path / "new" / "view.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_closer_look_goes_by_what_kind_of_image_the_whole_is(tmp_path):
+    torch.manual_seed(0)
+    predictor = Predictor(build_model(replace(ModelConfig.tiny(), domains=("a", "b", "c"))), "cpu", "fp32")
+    image = np.zeros((400, 400, 3), np.uint8)
+    image[150:170, 150:170] = np.random.default_rng(0).integers(0, 255, (20, 20, 3))
+    predictor.set_image(image)
+    domains = predictor.model.mask_decoder.expert_domains
+    with torch.no_grad():
+        whole = domains.route(predictor.encoded.embedding.to(torch.float32))[0]
+    masks, _, _ = predictor.predict(box=np.array([150, 150, 169, 169]))
+    assert predictor.encoded.views  # it was looked at closer
+    view = predictor.expert_view()
+    assert list(view.domains.values()) == sorted(whole.tolist(), reverse=True)
+    assert view.domains["b"] == whole[1]
+    draw_expert_view(view, image, masks[0], tmp_path / "view.png")
+    assert (tmp_path / "view.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_a_prediction_or_adapters_there_is_no_view(a_predictor):

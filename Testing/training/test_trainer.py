@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from SegMoTELib.errors import CheckpointError, DataError
 from SegMoTELib.interaction.predictor import Predictor
-from SegMoTELib.network import AutoTarget, load_checkpoint
+from SegMoTELib.network import AutoTarget, load_checkpoint, save_checkpoint
 from SegMoTELib.training import trainer as trainer_module
 from SegMoTELib.training.config import Phase, load_training_config
 from SegMoTELib.training.trainer import Trainer
@@ -159,6 +160,39 @@ def test_augmented_adapting_encodes_new_views_and_leaves_the_base_alone(a_config
     assert len(torch.unique(views.flatten(1), dim=0)) == len(views) == 6
     base, after = load_checkpoint(start).state_dict(), adapted.state_dict()
     assert {name for name in base if not torch.equal(base[name], after[name])} <= set(adapted.adapter_parameters())
+
+
+def test_adapting_to_several_data_sets_learns_to_tell_them_apart(a_config, a_pack, tmp_path):
+    Trainer(a_config, tmp_path / "base").run(progress=False)
+    start = tmp_path / "base" / "model.safetensors"
+    shutil.copytree(a_pack, tmp_path / "bright")
+    for path in (tmp_path / "bright" / "images").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path)) // 2).save(path)
+    config = replace(a_config, stage="adapt", start=str(start), model={}, phases=(Phase(64, 40, 8, 1),), augment=True,
+                     data=(str(a_pack), str(tmp_path / "bright")), learning_rate=3e-3)
+    adapted = Trainer(config, tmp_path / "adapt").run(progress=False)
+    assert load_checkpoint(tmp_path / "adapt" / "model.safetensors").config.domains == ("bright", "shapes")
+    predictor = Predictor(adapted)
+    for folder, code in ((a_pack, "shapes"), (tmp_path / "bright", "bright")):
+        predictor.set_image(np.asarray(Image.open(folder / "images" / "case5.png")))
+        predictor.predict(box=np.array([4, 48, 15, 59]))
+        likely = predictor.expert_view().domains
+        assert next(iter(likely)) == code
+        assert sum(likely.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_the_start_learned_from_is_not_forgotten(a_config, a_pack, tmp_path):
+    Trainer(a_config, tmp_path / "base").run(stop_after=1, progress=False)
+    shutil.copytree(a_pack, tmp_path / "mine")
+    for name, more in (("adapt", {}), ("damaged", {"training_data": "words"})):
+        base = load_checkpoint(tmp_path / "base" / "model.safetensors")
+        save_checkpoint(base, tmp_path / "start.safetensors", more)
+        config = replace(a_config, stage="adapt", start=str(tmp_path / "start.safetensors"), model={},
+                         phases=(Phase(64, 1, 2),), data=(str(tmp_path / "mine"),))
+        Trainer(config, tmp_path / name).run(progress=False)
+    known = [json.loads(load_checkpoint(tmp_path / name / "model.safetensors").metadata["training_data"])
+             for name in ("adapt", "damaged")]
+    assert known == [{"shapes": "CC0", "mine": "CC0"}, {"mine": "CC0"}]
 
 
 def test_the_dense_head_is_not_part_of_the_model(a_config, tmp_path):
