@@ -17,6 +17,7 @@ from SegMoTELib.interaction.devices import choose_device, choose_precision, desc
 from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
 from SegMoTELib.interaction.expert_view import ExpertView
 from SegMoTELib.interaction.focus import View, ViewTransform, find_parts, find_view, mask_extent, part_weights
+from SegMoTELib.interaction.prompts import Prompts, checked_prompts, seen_extent, union, with_clicks
 from SegMoTELib.interaction.threshold import best_threshold
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import AutoTarget, ImageEmbedding, MaskPrediction, SegMoTE
@@ -165,7 +166,7 @@ class Predictor:
             RuntimeError: no image is set. ValueError: no prompt, or arrays of the wrong shape or with NaN.
         """
         encoded = self.encoded
-        prompts = self._checked_prompts(point_coords, point_labels, box, mask_input)
+        prompts = checked_prompts(point_coords, point_labels, box, mask_input, self.model.config.mask_size)
         settings = {"adapters": self.model.adapters_trained if adapters is None else adapters,
                     "multimask": multimask_output}
         masks, iou, low = self._answer(encoded, prompts, settings)
@@ -201,7 +202,7 @@ class Predictor:
         Raises:
             RuntimeError: no image is set.
         """
-        prompts = self._checked_prompts(None, None, mask_extent(mask), self.mask_input(mask))
+        prompts = Prompts(box=mask_extent(mask), mask=torch.from_numpy(self.mask_input(mask)))
         settings = {"adapters": self.model.adapters_trained, "multimask": False}
         view = self._view_of(self.encoded, prompts) if self.focus else None
         if view is not None:
@@ -300,24 +301,6 @@ class Predictor:
         self._ready.move_to_end(id(embedding))
         return self._ready[id(embedding)][1]
 
-    def _checked_prompts(self, coords, labels, box, mask) -> Prompts:
-        """Arrays of the right shape; see ``predict`` for the errors."""
-        prompts = Prompts()
-        if coords is not None:
-            coords = _checked("point_coords", coords, (None, 2))
-            labels = _checked("point_labels", labels if labels is not None else [], (len(coords),))
-            if len(coords):
-                prompts.coords, prompts.labels = coords, labels.astype(np.int64)
-        elif labels is not None:
-            raise ValueError("point_labels were given without point_coords")
-        if box is not None:
-            corners = np.asarray(box)
-            prompts.box = _checked("box", corners[0] if corners.ndim == 2 and len(corners) == 1 else corners, (4,))
-        if mask is not None:
-            size = self.model.config.mask_size
-            prompts.mask = torch.from_numpy(_checked("mask_input", mask, (1, size, size)).astype(np.float32))
-        return prompts
-
     def _view_of(self, encoded: EncodedImage, prompts: Prompts) -> View | None:
         """Where to look closer, as far as the prompts tell before the first decode."""
         extent = None
@@ -325,10 +308,10 @@ class Predictor:
             extent = np.concatenate([np.minimum(prompts.box[:2], prompts.box[2:]),
                                      np.maximum(prompts.box[:2], prompts.box[2:])]).astype(float)
         if prompts.mask is not None:
-            extent = _union(extent, mask_extent(encoded.transform.inverse_masks(prompts.mask)[0].numpy() > 0))
+            extent = union(extent, mask_extent(encoded.transform.inverse_masks(prompts.mask)[0].numpy() > 0))
         if extent is None:
             return None
-        return find_view(_with_clicks(extent, prompts), *encoded.pixels.shape[:2])
+        return find_view(with_clicks(extent, prompts), *encoded.pixels.shape[:2])
 
     def _answer(self, encoded: EncodedImage, prompts: Prompts, settings: dict) -> tuple:
         """Logits (C, H, W), IoU, low-resolution logits: seen whole, closer, or in parts, as the object asks."""
@@ -338,7 +321,7 @@ class Predictor:
         if view is None:
             found = self._decode(encoded.embedding, encoded.transform, prompts, settings)
             if prompts.box is None and prompts.mask is None:
-                extent = _seen(found[0][0], prompts)
+                extent = seen_extent(found[0][0], prompts)
                 view = find_view(extent, *encoded.pixels.shape[:2]) if extent is not None else None
         if view is not None:
             found = self._look_closer(encoded, view, prompts, settings)
@@ -359,7 +342,7 @@ class Predictor:
         logits, iou, _ = found
         side = view.side if view is not None else max(encoded.pixels.shape[:2])
         size = self.model.config.image_size
-        region = _union(prompts.box, _seen(logits[0], prompts))
+        region = union(prompts.box, seen_extent(logits[0], prompts))
         parts = find_parts(logits[0] > 0, region, size / side, size) if len(logits) == 1 and region is not None else []
         if not parts:
             return found
@@ -416,90 +399,8 @@ class Predictor:
         torch.cuda.empty_cache()
 
 
-@dataclass
-class Prompts:
-    """Prompts of one object in image pixels: (P, 2) x, y and (P,) labels, (4,) box, (1, h, w) low-resolution logits."""
-
-    coords: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    box: np.ndarray | None = None
-    mask: torch.Tensor | None = None
-
-    @property
-    def is_box_alone(self) -> bool:
-        """True where nothing but a box tells what is meant."""
-        return self.box is not None and self.coords is None and self.mask is None
-
-    def tensors(self, transform: SquareTransform | ViewTransform) -> dict:
-        """What ``SegMoTE.decode`` takes, in the network's input."""
-        points = boxes = None
-        if self.coords is not None and self.labels is not None:
-            points = (torch.from_numpy(transform.apply_points(self.coords))[None].float(),
-                      torch.from_numpy(self.labels)[None])
-        if self.box is not None:
-            boxes = torch.from_numpy(transform.apply_boxes(self.box))[None].float()
-        return {"points": points, "boxes": boxes, "masks": None if self.mask is None else self.mask[None]}
-
-    def inside(self, part: View, logits: np.ndarray) -> Prompts | None:
-        """The prompts for a part of the image: its clicks, and the box cut to it; None where nothing asks for it.
-
-        Without a box, a part that has no click gets the box around what is known there, (H, W) ``logits``.
-        """
-        cut = Prompts()
-        if self.coords is not None and self.labels is not None:
-            held = np.array([part.holds(np.concatenate([click, click])) for click in self.coords])
-            if held.any():
-                cut.coords, cut.labels = self.coords[held], self.labels[held]
-        box = self.box
-        if box is None and cut.coords is None:
-            box = mask_extent(logits[part.cut] > 0)
-            box = None if box is None else box + np.tile([part.x0, part.y0], 2)
-        if box is not None:
-            corners = np.sort(np.reshape(box, (2, 2)), axis=0)
-            low, high = np.maximum(corners[0], (part.x0, part.y0)), np.minimum(corners[1], (part.x1 - 1, part.y1 - 1))
-            cut.box = np.concatenate([low, high]) if (high >= low).all() else None
-        return cut if cut.box is not None or (cut.labels is not None and (cut.labels == 1).any()) else None
-
-
-def _seen(logits: np.ndarray, prompts: Prompts) -> np.ndarray | None:
-    """Extent of a mask that was found from clicks, clicks included; None where nothing was found."""
-    extent = mask_extent(logits > 0)
-    return None if extent is None else _with_clicks(extent, prompts)
-
-
-def _with_clicks(extent: np.ndarray, prompts: Prompts) -> np.ndarray:
-    """Extent enlarged to hold the clicks."""
-    if prompts.coords is None:
-        return extent
-    low, high = prompts.coords.min(axis=0), prompts.coords.max(axis=0)
-    return np.concatenate([np.minimum(extent[:2], low), np.maximum(extent[2:], high)])
-
-
-def _union(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
-    """Smallest extent holding both."""
-    if one is None or other is None:
-        return one if other is None else other
-    return np.concatenate([np.minimum(one[:2], other[:2]), np.maximum(one[2:], other[2:])])
-
-
 def _placed(model: SegMoTE, device: torch.device, dtype: torch.dtype) -> SegMoTE:
     """Move a model; only the encoder, where the time goes, takes the reduced precision."""
     model = model.to(device, torch.float32)
     model.image_encoder.to(dtype)
     return model
-
-
-def _checked(name: str, values: object, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Array of the given shape (None = any) without NaN or infinity.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    array = np.asarray(values)
-    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
-    if not fits or array.dtype.kind not in "uifb":
-        expected = "(" + ", ".join("N" if want is None else str(want) for want in shape) + ")"
-        raise ValueError(f"{name} must be numbers of shape {expected}; got shape {array.shape}, {array.dtype}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} contains NaN or infinite values")
-    return array
