@@ -62,6 +62,8 @@ def test_opened_it_shows_the_router_and_the_attention_of_the_latest_answer(click
     view = clicked.logic._segmenter.predictor.expert_view()
     table = clicked.ui.expertTableLabel.text
     assert table.count("<tr>") == 5
+    kind, share = next(iter(view.domains.items()))
+    assert f"Looks like {kind} ({share:.0%})." in table
     assert f"{view.selected + 1} ★" in table
     assert f"{view.token_probabilities[view.selected]:.0%}" in table
     expert = view.routing[0][view.selected]
