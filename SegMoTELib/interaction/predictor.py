@@ -36,13 +36,14 @@ class EncodedImage:
     Attributes:
         pixels: (H, W, 3) uint8. transform: its geometry in the network's input. embedding: of the whole image.
         views: parts of the image that were looked at closer, with their geometry and embedding; the latest ones, and
-            only without a cache, whose budget they would escape.
+            only without a cache, whose budget they would escape. domains: (1, D) what kind of image it is, once asked.
     """
 
     pixels: np.ndarray
     transform: SquareTransform
     embedding: ImageEmbedding
     views: dict[View, tuple[ViewTransform, ImageEmbedding]] = field(default_factory=dict, repr=False)
+    domains: torch.Tensor | None = field(default=None, repr=False)
 
 
 class Predictor:
@@ -382,12 +383,18 @@ class Predictor:
         self._answered = (embedding, transform, inputs)
         with torch.inference_mode():
             if settings["adapters"]:  # the whole image tells its kind better than a part
-                inputs["domains"] = self.model.domains(self._made_ready(self.encoded.embedding))
+                inputs["domains"] = self._domains_of(self.encoded)
             self.last = self.model.decode(embedding, **inputs)
             low = self.last.logits[0].float()
             # One mask at a time: three full-size float maps at once would not stay in cache.
             masks = torch.cat([transform.inverse_masks(mask[None]) for mask in low])
         return masks.cpu().numpy(), self.last.iou[0].float().cpu().numpy(), low.cpu().numpy()
+
+    def _domains_of(self, encoded: EncodedImage) -> torch.Tensor | None:
+        """(1, D) what kind of image it is, asked once per image: it takes a seventh of a decode."""
+        if encoded.domains is None:
+            encoded.domains = self.model.domains(self._made_ready(encoded.embedding))
+        return encoded.domains if encoded.domains is None else encoded.domains.to(self.device)
 
     def _fall_back_to_cpu(self) -> None:
         log.warning("The GPU ran out of memory; continuing on the CPU, more slowly.")
