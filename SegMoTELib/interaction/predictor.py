@@ -232,7 +232,8 @@ class Predictor:
         points = torch.from_numpy(encoded.transform.apply_points(clicks))[:, None].float()
         with torch.inference_mode():
             found = self.model.decode(self._made_ready(encoded.embedding), adapters=self.model.adapters_trained,
-                                      points=(points, torch.ones(len(clicks), 1, dtype=torch.int64)))
+                                      points=(points, torch.ones(len(clicks), 1, dtype=torch.int64)),
+                                      domains=self._domains_of(encoded))
         return found.logits[:, 0].float().cpu().numpy(), found.iou[:, 0].float().cpu().numpy()
 
     def expert_view(self) -> ExpertView:
