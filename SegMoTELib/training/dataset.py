@@ -6,6 +6,7 @@ resumed run, or one split over several processes, sees exactly the items that an
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import cv2
@@ -74,6 +75,12 @@ class TrainingData:
     def __len__(self) -> int:
         """Number of images."""
         return sum(map(len, self.sets))
+
+    def at_size(self, size: int) -> TrainingData:
+        """The same images for items of another size."""
+        other = copy(self)
+        other.size = size
+        return other
 
     @staticmethod
     def _load(sample: Sample, longest: int) -> tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]:

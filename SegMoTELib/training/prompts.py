@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
-from scipy import ndimage
+
+EXTRA_CLICKS = 4  # most further clicks of a first prompt
+DIAMOND = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 def jittered_box(mask: np.ndarray, rng: np.random.Generator, jitter: float = 0.08) -> np.ndarray:
@@ -27,21 +30,22 @@ def jittered_box(mask: np.ndarray, rng: np.random.Generator, jitter: float = 0.0
 
 def first_click(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A click in the target, (2,) float32 x, y: its deepest point or a random one away from the border."""
-    depth = ndimage.distance_transform_cdt(np.pad(mask, 1))[1:-1, 1:-1]
+    depth = _depth(mask)
     if rng.random() < 0.4:
         return _pick(depth == depth.max(), rng)
     return _pick(depth >= min(depth.max(), 1 + depth.max() // 3), rng)
 
 
-def extra_clicks(mask: np.ndarray, rng: np.random.Generator, most: int = 4) -> tuple[np.ndarray, np.ndarray]:
+def extra_clicks(mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Further clicks drawn without a prediction: inside anywhere, or outside near the border.
 
     Returns:
-        (most, 2) float32 x, y and (most,) int64 labels; unused places have label -1.
+        (EXTRA_CLICKS, 2) float32 x, y and (EXTRA_CLICKS,) int64 labels; unused places have label -1.
     """
-    coords, labels = np.zeros((most, 2), np.float32), np.full(most, -1, np.int64)
-    near = ndimage.binary_dilation(mask, iterations=max(2, len(mask) // 12)) & ~mask
-    for index in range(rng.integers(1, most + 1)):
+    coords, labels = np.zeros((EXTRA_CLICKS, 2), np.float32), np.full(EXTRA_CLICKS, -1, np.int64)
+    reach = max(2, len(mask) // 12)
+    near = cv2.dilate(mask.view(np.uint8), DIAMOND, iterations=reach).view(bool) & ~mask
+    for index in range(rng.integers(1, EXTRA_CLICKS + 1)):
         outside = rng.random() < 0.5 and near.any()
         coords[index], labels[index] = _pick(near if outside else mask, rng), int(not outside)
     return coords, labels
@@ -60,13 +64,19 @@ def corrective_click(predicted: np.ndarray, truth: np.ndarray, rng: np.random.Ge
     error = predicted != truth
     if not error.any():
         return np.zeros(2, np.float32), -1
-    regions, count = ndimage.label(error)
-    if count > 1:
-        sizes = np.bincount(regions.ravel())[1:]
-        error = regions == 1 + (sizes.argmax() if rng.random() < 0.8 else rng.integers(count))
-    depth = ndimage.distance_transform_cdt(np.pad(error, 1))[1:-1, 1:-1]
+    count, regions, parts, _ = cv2.connectedComponentsWithStats(error.view(np.uint8), connectivity=4)
+    if count > 2:  # with what is no error, region 0
+        largest = parts[1:, cv2.CC_STAT_AREA].argmax()
+        error = regions == 1 + (largest if rng.random() < 0.8 else rng.integers(count - 1))
+    depth = _depth(error)
     click = _pick(depth >= max(1, depth.max() - 1) if rng.random() < 0.7 else error, rng)
     return click, int(truth[int(click[1]), int(click[0])])
+
+
+def _depth(mask: np.ndarray) -> np.ndarray:
+    """(H, W) float32 chessboard distance to the nearest pixel outside the mask, or outside the image."""
+    padded = cv2.copyMakeBorder(mask.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    return cv2.distanceTransform(padded, cv2.DIST_C, 3)[1:-1, 1:-1]
 
 
 def _pick(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:

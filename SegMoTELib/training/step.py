@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,45 +9,14 @@ from torch import Tensor, nn
 
 from SegMoTELib.interaction.embeddings import EmbeddingCache
 from SegMoTELib.network import ImageEmbedding, MaskPrediction, SegMoTE
+from SegMoTELib.training.batches import Batch
 from SegMoTELib.training.config import TrainingConfig
-from SegMoTELib.training.dataset import Item
 from SegMoTELib.training.dense import DenseHead
 from SegMoTELib.training.losses import iou_head_loss, mask_iou, mask_loss
-from SegMoTELib.training.prompts import corrective_click, extra_clicks, first_click, jittered_box
+from SegMoTELib.training.prompts import corrective_click
 
 EMBEDDING_BYTES = 6 << 30  # of memory for the adapt stage's embeddings
-UNSURE_SHARE = 0.1  # of targets whose kind of image is not told, so that the mean code suits unknown kinds
 LOOK_TWICE_SHARE = 0.5  # of boxes with a late round: the first mask is given back without a click, as parts get it
-
-
-@dataclass
-class Batch:
-    """Items stacked for the network.
-
-    Attributes:
-        pixels: (B, 3, S, S) normalised. truth: (N, S, S) bool, N = B x M, image-major. targets: (N,) auto target or -1.
-        seeds: (N,) of the prompt simulation, so that a prompt depends on its item alone. keys: (B,) of the images.
-        labels: (B, S, S) uint8.
-    """
-
-    pixels: Tensor
-    truth: np.ndarray
-    targets: np.ndarray
-    seeds: np.ndarray
-    keys: list[tuple]
-    labels: Tensor
-
-    @staticmethod
-    def stack(items: list[Item], seeds: list[int], mean: tuple, std: tuple) -> Batch:
-        """Stack items; ``seeds`` has one number per item."""
-        images = np.stack([item.image for item in items]).astype(np.float32)
-        normalised = (images - np.array(mean, np.float32)) / np.array(std, np.float32)
-        pixels = torch.from_numpy(normalised).permute(0, 3, 1, 2)
-        masks_per_image = len(items[0].masks)
-        return Batch(pixels.contiguous(), np.concatenate([item.masks for item in items]),
-                     np.concatenate([item.targets for item in items]),
-                     np.array([seed * 1000 + m for seed in seeds for m in range(masks_per_image)]),
-                     [item.key for item in items], torch.from_numpy(np.stack([item.label for item in items])))
 
 
 class InteractiveStep(nn.Module):
@@ -61,78 +28,73 @@ class InteractiveStep(nn.Module):
         self.adapters = config.stage == "adapt"
         self.embeddings = EmbeddingCache(EMBEDDING_BYTES)
 
-    def forward(self, batch: Batch, rounds: int, several: bool = False,
+    def forward(self, batch: Batch, rounds: int,
                 before: dict[str, int] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss over targets and rounds, and named means for the log.
 
         Args:
-            rounds: prompts per target that are learned from. several: the first prompt holds several clicks.
+            rounds: prompts per target that are learned from.
             before: by kind of first prompt ("box", "point", "auto"), corrected rounds that come first and are not
                 learned from: a late round at a third of its price.
         """
+        pixels, truth = self._pixels(batch.images), batch.truth.to(self.model.device)
         if not self.config.augmented:
             embedding = ImageEmbedding.cat(self.embeddings.encode(
-                batch.keys, lambda rows: self.model.encode(batch.pixels[rows]))).to(self.model.device, self.model.dtype)
+                batch.keys, lambda rows: self.model.encode(pixels[rows]))).to(self.model.device, self.model.dtype)
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.adapters):
-                embedding = self.model.encode(batch.pixels)
-        count = len(batch.truth)
-        owner = torch.arange(len(batch.pixels)).repeat_interleave(count // len(batch.pixels))
-        rngs = [np.random.default_rng(int(seed)) for seed in batch.seeds]
-        modes = np.array([self._mode(rng, target) for rng, target in zip(rngs, batch.targets, strict=True)])
-        domains = self._domains([batch.keys[i][0] for i in owner], rngs)
+                embedding = self.model.encode(pixels)
+        count = len(truth)
+        owner = torch.arange(len(pixels), device=self.model.device).repeat_interleave(count // len(pixels))
+        domains = self._domains(batch)
         losses, log = [], {}
         for mode in ("box", "point", "auto"):
-            rows = np.flatnonzero(modes == mode)
+            rows = np.flatnonzero(batch.modes == mode)
             if len(rows) == 0:
                 continue
-            loss, values = self._interact(mode, embedding[owner[rows]], batch.truth[rows], batch.targets[rows],
-                                          [rngs[i] for i in rows], rounds, several, (before or {}).get(mode, 0),
-                                          None if domains is None else domains[rows])
+            here = torch.from_numpy(rows).to(self.model.device)
+            loss, values = self._interact(batch, rows, embedding[owner[here]], truth[here], rounds,
+                                          (before or {}).get(mode, 0), None if domains is None else domains[here])
             losses.append(loss)
             for name, value in values.items():
                 log[f"{mode}/{name}"] = value.mean()
         loss = torch.cat(losses).mean()
         if self.dense is not None:
-            log["dense"] = self.dense(embedding, batch.labels.to(embedding.features.device),
-                                      [code for code, _ in batch.keys])
+            log["dense"] = self.dense(embedding, batch.labels.to(self.model.device), [code for code, _ in batch.keys])
             loss = loss + self.config.dense_weight * log["dense"]
             log["dense"] = log["dense"].detach()
         return loss, log
 
-    def _mode(self, rng: np.random.Generator, target: int) -> str:
-        if target >= 0 and rng.random() < self.config.auto_share:
-            return "auto"
-        return "box" if rng.random() < self.config.box_share else "point"
+    def _pixels(self, images: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 -> (B, 3, S, S) normalised, on the model's device."""
+        mean, std = (torch.tensor(values, device=self.model.device) for values in (
+            self.model.config.pixel_mean, self.model.config.pixel_std))
+        return ((images.to(self.model.device).float() - mean) / std).permute(0, 3, 1, 2).contiguous()
 
-    def _domains(self, codes: list[str], rngs: list[np.random.Generator]) -> Tensor | None:
+    def _domains(self, batch: Batch) -> Tensor | None:
         """Probabilities (N, D): each target's data set, or anything; None for a model without domain experts."""
         names = self.model.config.domains
         if not self.adapters or not names:
             return None
-        known = F.one_hot(torch.tensor([names.index(code) for code in codes]), len(names)).float()
+        of_image = torch.tensor([names.index(code) for code, _ in batch.keys])
+        known = F.one_hot(of_image, len(names)).float().repeat_interleave(len(batch.truth) // len(of_image), dim=0)
         if self.model.training:
-            known[[i for i, rng in enumerate(rngs) if rng.random() < UNSURE_SHARE]] = 1 / len(names)
+            known[batch.unsure] = 1 / len(names)
         return known.to(self.model.device)
 
-    def _interact(self, mode: str, embedding: ImageEmbedding, truth: np.ndarray, targets: np.ndarray,
-                  rngs: list[np.random.Generator], rounds: int, several: bool, before: int,
-                  domains: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """All rounds of one kind of first prompt; returns (N,) losses and (N,) IoUs by round."""
-        device = embedding.features.device
-        boxes = points = previous = None
-        auto = None
+    def _interact(self, batch: Batch, rows: np.ndarray, embedding: ImageEmbedding, truth: Tensor, rounds: int,
+                  before: int, domains: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """All rounds of a batch's ``rows``, which have one kind of first prompt; (N,) losses and IoUs by round."""
+        mode, rngs = batch.modes[rows[0]], [batch.rngs[i] for i in rows]
+        boxes = points = previous = auto = None
         if mode == "box":
-            boxes = torch.from_numpy(np.stack([jittered_box(*pair) for pair in zip(truth, rngs, strict=True)]))
+            boxes = batch.boxes[rows]
         elif mode == "point":
-            clicks = np.stack([first_click(*pair) for pair in zip(truth, rngs, strict=True)])
-            points = (torch.from_numpy(clicks)[:, None], torch.ones(len(truth), 1, dtype=torch.int64))
+            points = (batch.clicks[rows][:, None], torch.ones(len(rows), 1, dtype=torch.int64))
         else:
-            auto = torch.from_numpy(targets)
-        if several and mode != "auto":
-            extra = [extra_clicks(*pair) for pair in zip(truth, rngs, strict=True)]
-            points = _append(points, torch.from_numpy(np.stack([coords for coords, _ in extra])),
-                             torch.from_numpy(np.stack([labels for _, labels in extra])))
+            auto = torch.from_numpy(batch.targets[rows])
+        if batch.extra is not None and mode != "auto":
+            points = _append(points, batch.extra[0][rows], batch.extra[1][rows])
         losses: list[Tensor] = []
         values: dict[str, Tensor] = {}
         for index in range(before + rounds):
@@ -140,7 +102,7 @@ class InteractiveStep(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and learn):
                 prediction = self.model.decode(embedding, points=points, boxes=boxes, masks=previous, auto=auto,
                                                adapters=self.adapters, domains=domains)
-            small = _fraction(truth, prediction.logits.shape[-1], device)
+            small = F.avg_pool2d(truth[:, None].float(), truth.shape[-1] // prediction.logits.shape[-1])[:, 0]
             values[f"iou{index}"] = mask_iou(prediction.logits[:, 0], small)
             if learn:
                 losses.append(self._loss(prediction, small))
@@ -157,12 +119,6 @@ class InteractiveStep(nn.Module):
         if prediction.expert_iou is not None:
             loss = loss + iou_head_loss(prediction.expert_iou, prediction.expert_logits, truth)
         return loss + self.config.balance_weight * prediction.balance_loss
-
-
-def _fraction(truth: np.ndarray, size: int, device: torch.device) -> Tensor:
-    """(N, S, S) bool -> (N, size, size) float, the share of every low-resolution pixel inside the target."""
-    full = torch.from_numpy(truth).to(device, torch.float32)
-    return F.avg_pool2d(full[:, None], truth.shape[-1] // size)[:, 0]
 
 
 def _add_clicks(points, logits: Tensor, truth: Tensor, image_size: int, rngs: list[np.random.Generator],

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,19 +25,17 @@ from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_check
 from SegMoTELib.network.checkpoints import attach_adapters, read_tensors
 from SegMoTELib.network.domains import image_statistics
 from SegMoTELib.network.model import LEARNED_WITH_BASE
+from SegMoTELib.training.batches import Batch, StepBatches, beginning
 from SegMoTELib.training.config import Phase, TrainingConfig
 from SegMoTELib.training.curves import draw_curves
 from SegMoTELib.training.dataset import TrainingData
 from SegMoTELib.training.dense import ClassList, DenseHead
-from SegMoTELib.training.step import Batch, InteractiveStep
+from SegMoTELib.training.step import InteractiveStep
 
 log = logging.getLogger(__name__)
 
 VALIDATION_ITEMS = 96
-ROUTER_IMAGES = 60  # of every data set, at most, that teach the router of domains
-SEVERAL_SHARE = 0.15  # single-round steps whose first prompt holds several clicks
-ROUNDS_BEFORE, ROUNDS_BEFORE_SHARES = (0, 1, 2, 4), (0.5, 0.2, 0.15, 0.15)  # of other single-round steps
-LATE_BOX_SHARE = 0.4  # of these, how often a box gets late rounds too: a box should be enough more often than a click
+ROUTER_IMAGES, ROUTER_BATCH = 60, 8  # of every data set, at most, that teach the router of domains; encoded at once
 
 
 class Trainer:
@@ -57,7 +56,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = _starting_model(config, self.packs).to(self.device).to(memory_format=torch.channels_last)
         self.step = 0
-        self.data: dict[tuple[str, int], TrainingData] = {}
+        self.data: dict[str, TrainingData] = {}
+        self.coming: tuple[int, Iterator[list[tuple[int, Batch]]]] | None = None  # end of a phase, its batches
         if config.stage == "adapt" and self.model.compact:
             self._teach_router()
         self._choose_parameters()
@@ -89,6 +89,7 @@ class Trainer:
                     self._print_progress(values, (time.monotonic() - started) / (self.step - first), last)
             if self.step % self.config.checkpoint_every == 0 or self.step == last:
                 self.save()
+        self.coming = None  # ends the processes that prepare batches
         model = self.averaged_model()
         if self.rank == 0:
             save_checkpoint(model, self.folder / "model.safetensors", self._metadata())
@@ -126,8 +127,7 @@ class Trainer:
         with torch.no_grad():
             for start in range(0, VALIDATION_ITEMS, 16):
                 part = items[start:start + 16]
-                batch = self._batch(part, list(range(start, start + len(part))))
-                _, log = step(batch, 2)
+                _, log = step(Batch.of(part, list(range(start, start + len(part))), self.config), 2)
                 for name, value in log.items():
                     collected.setdefault(f"val/{name}", []).append(float(value))
         return {name: float(np.mean(values)) for name, values in collected.items()}
@@ -166,7 +166,7 @@ class Trainer:
             self.dense.load_state_dict(state["dense"])
         self.average = {name: value.clone() for name, value in state["average"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.coming = state["step"], None
         if self.rank == 0:
             _truncate_log(self.folder / "log.csv", self.step)
 
@@ -178,35 +178,31 @@ class Trainer:
             return
         size = self.config.phases[-1].size
         _set_image_size(self.model, size)
-        statistics: list[torch.Tensor] = []
+        squares: list[torch.Tensor] = []
         truth: list[int] = []
-        for loaded in self._data("train", self.config.phases[0].size).sets:
+        for loaded in self._data("train", size).sets:
             for _, image, _, _ in loaded[::-(-len(loaded) // ROUTER_IMAGES)]:
                 pixels = to_rgb8(image, None)
-                square = SquareTransform(self.model.config, *pixels.shape[:2]).apply_image(pixels)
-                statistics.append(image_statistics(self.model.encode(square.to(self.device))))
+                squares.append(SquareTransform(self.model.config, *pixels.shape[:2]).apply_image(pixels))
             code = loaded[0][0].dataset
-            truth += [self.model.config.domains.index(code)] * (len(statistics) - len(truth))
+            truth += [self.model.config.domains.index(code)] * (len(squares) - len(truth))
+        statistics = [image_statistics(self.model.encode(torch.cat(squares[i:i + ROUTER_BATCH]).to(self.device)))
+                      for i in range(0, len(squares), ROUTER_BATCH)]
         domains.fit(torch.cat(statistics), torch.tensor(truth, device=self.device))
 
     def _train_step(self, phase: Phase) -> dict[str, float]:
         """One optimiser step at ``self.step``; everything random depends on (seed, step, item)."""
         _set_image_size(self.model, phase.size)
-        data = self._data("train", phase.size)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        several, before = self._beginning(phase)
-        share = phase.batch // (self.world * self.config.accumulate)
+        _, before = beginning(self.config, phase, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {}
-        for part in range(self.config.accumulate):
-            first = (part * self.world + self.rank) * share
-            seeds = [(self.config.seed * 1_000_003 + self.step) * 4096 + first + i for i in range(share)]
-            items = [data.item(np.random.default_rng(seed), augment=self.config.augmented) for seed in seeds]
-            torch.manual_seed(seeds[0])  # routing noise
+        for seed, batch in self._next_batches(phase):
+            torch.manual_seed(seed)  # routing noise
             self._set_mode()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                loss, values = self._wrapped()(self._batch(items, seeds), phase.rounds, several, before)
+                loss, values = self._wrapped()(batch, phase.rounds, before)
             (loss / self.config.accumulate).backward()
             log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
             log.update({name: float(value) for name, value in values.items()})
@@ -220,20 +216,13 @@ class Trainer:
                              1 - decay)
         return log
 
-    def _beginning(self, phase: Phase) -> tuple[bool, dict[str, int]]:
-        """Whether this step's first prompt holds several clicks, and how many rounds go before those learned from."""
-        rng = np.random.default_rng([self.config.seed, self.step])
-        if phase.rounds > 1:
-            return False, {}
-        if rng.random() < SEVERAL_SHARE:
-            return True, {}
-        before = int(rng.choice(ROUNDS_BEFORE, p=ROUNDS_BEFORE_SHARES))
-        return False, {"point": before, "auto": before, "box": before if rng.random() < LATE_BOX_SHARE else 0}
-
-    def _batch(self, items, seeds) -> Batch:
-        batch = Batch.stack(items, seeds, self.model.config.pixel_mean, self.model.config.pixel_std)
-        batch.pixels = batch.pixels.to(self.device)
-        return batch
+    def _next_batches(self, phase: Phase) -> list[tuple[int, Batch]]:
+        """Seed and batch of every backward pass of the present step."""
+        if self.coming is None or self.coming[0] != self.config.phase_end(self.step):
+            end = self.config.phase_end(self.step)
+            batches = StepBatches(self._data("train", phase.size), self.config, phase, self.world, self.rank)
+            self.coming = (end, batches.from_step(self.step, end, self.device))
+        return next(self.coming[1])
 
     def _wrapped(self) -> nn.Module:
         if not hasattr(self, "_step_module"):
@@ -244,18 +233,16 @@ class Trainer:
         return self._step_module
 
     def _data(self, split: str, size: int) -> TrainingData:
-        key = (split, size)
-        if key not in self.data:
-            share = self.config.image_share if split == "train" else 1.0
-            data = TrainingData(self.packs, split, self.model.config.auto_targets, size, self.config.masks_per_image,
-                                mask_fraction=share, seed=self.config.seed,
-                                pseudo_share=self.config.pseudo_share if split == "train" else 0.0,
-                                emphasis=self.config.emphasis)
-            if split == "train" and len(data) == 0:
+        """The images of a split, decoded once, for items of a size."""
+        if split not in self.data:
+            train = split == "train"
+            self.data[split] = TrainingData(
+                self.packs, split, self.model.config.auto_targets, size, self.config.masks_per_image,
+                mask_fraction=self.config.image_share if train else 1.0, seed=self.config.seed,
+                pseudo_share=self.config.pseudo_share if train else 0.0, emphasis=self.config.emphasis)
+            if train and len(self.data[split]) == 0:
                 raise DataError(f"no training images in {', '.join(self.config.data)}.")
-            self.data = {k: v for k, v in self.data.items() if k[0] != split}
-            self.data[key] = data
-        return self.data[key]
+        return self.data[split].at_size(size)
 
     def _choose_parameters(self) -> None:
         adapters = self.model.adapter_parameters()

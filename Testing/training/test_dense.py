@@ -28,10 +28,13 @@ def model():
 
 def test_classes_are_numbered_after_the_shared_background(classes):
     assert len(classes) == 3
-    table = classes.of_set("shapes")
-    assert table[:3].tolist() == [0, 1, 2]
-    assert table[3:].sum() == 0
-    assert classes.of_set("unknown").sum() == 0
+    own, places = classes.of_set("shapes")
+    assert own == [0, 1, 2]
+    assert places[:3].tolist() == [0, 1, 2]
+    assert places[3:].sum() == 0
+    own, places = classes.of_set("unknown")
+    assert own == [0]
+    assert places.sum() == 0
 
 
 def test_the_loss_falls_and_reaches_the_encoder(classes, model):

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from SegMoTELib.network import ModelConfig, build_model
+from SegMoTELib.training.batches import Batch
 from SegMoTELib.training.config import Phase, TrainingConfig
-from SegMoTELib.training.step import Batch, InteractiveStep
+from SegMoTELib.training.dataset import Item
+from SegMoTELib.training.step import InteractiveStep
 
 
 @pytest.fixture
@@ -19,10 +21,11 @@ def given(monkeypatch):
     torch.manual_seed(0)
     model = build_model(replace(ModelConfig.tiny(), image_size=64))
     config = TrainingConfig("base", ("unused",), (Phase(64, 1, 1),), box_share=1.0)
-    truth = np.zeros((24, 64, 64), bool)
-    truth[:, 20:44, 16:40] = True
-    batch = Batch(torch.zeros(1, 3, 64, 64), truth, np.full(24, -1), np.arange(24), [("set", "image")],
-                  torch.zeros(1, 64, 64, dtype=torch.uint8))
+    mask = np.zeros((64, 64), bool)
+    mask[20:44, 16:40] = True
+    item = Item(np.zeros((64, 64, 3), np.uint8), np.stack([mask] * 24), np.full(24, -1), mask.astype(np.uint8),
+                ("set", "image"))
+    batch = Batch.of([item], [0], config)
 
     def run(training: bool) -> list[dict]:
         rounds, decode = [], model.decode
