@@ -61,10 +61,12 @@ class Trainer:
         if config.stage == "adapt" and self.model.compact:
             self._teach_router()
         self._choose_parameters()
-        self.average = {name: value.detach().clone() for name, value in self._learned().items()}
+        self.learned = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self.average = {name: value.detach().clone() for name, value in self.learned.items()}
         self.dense = DenseHead(self.model.config, ClassList(self.packs)).to(self.device) \
             if config.stage == "base" and config.dense_weight else None
-        self.optimizer = torch.optim.AdamW(_decay_groups(self._optimised(), config.weight_decay),
+        self.optimised = [*self.learned.values(), *(self.dense.parameters() if self.dense else ())]
+        self.optimizer = torch.optim.AdamW(_decay_groups(self.optimised, config.weight_decay),
                                            lr=config.learning_rate, betas=(0.9, 0.98), fused=self.device.type != "mps")
 
     def run(self, stop_after: int | None = None, progress: bool = True) -> SegMoTE:
@@ -206,13 +208,12 @@ class Trainer:
             (loss / self.config.accumulate).backward()
             log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
             log.update({name: float(value) for name, value in values.items()})
-        optimised = self._optimised()
-        log["gradient"] = float(nn.utils.clip_grad_norm_(optimised.values(), self.config.clip_norm))
+        log["gradient"] = float(nn.utils.clip_grad_norm_(self.optimised, self.config.clip_norm))
         if not math.isfinite(log["loss"]) or not math.isfinite(log["gradient"]):
             raise DataError(f"training diverged at step {self.step}: loss {log['loss']}; lower the learning rate.")
         self.optimizer.step()
         decay = min(self.config.average, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.values()), [value.detach() for value in self._learned().values()],
+        torch._foreach_lerp_(list(self.average.values()), [value.detach() for value in self.learned.values()],
                              1 - decay)
         return log
 
@@ -252,13 +253,6 @@ class Trainer:
             else:
                 learns = name in adapters or (self.config.train_decoder and name.startswith("mask_decoder."))
             parameter.requires_grad_(learns)
-
-    def _learned(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-
-    def _optimised(self) -> dict[str, nn.Parameter]:
-        dense = {} if self.dense is None else {f"dense.{name}": p for name, p in self.dense.named_parameters()}
-        return {**self._learned(), **dense}
 
     def _set_mode(self) -> None:
         self.model.train()
@@ -338,10 +332,10 @@ def _set_image_size(model: SegMoTE, size: int) -> None:
     model.prompt_encoder.image_embedding_size = (model.config.embedding_size,) * 2
 
 
-def _decay_groups(learned: dict[str, nn.Parameter], weight_decay: float) -> list[dict]:
+def _decay_groups(learned: list[nn.Parameter], weight_decay: float) -> list[dict]:
     """Weight decay for matrices and kernels, none for biases, norms and tokens."""
-    decayed = [p for p in learned.values() if p.ndim > 1]
-    plain = [p for p in learned.values() if p.ndim <= 1]
+    decayed = [p for p in learned if p.ndim > 1]
+    plain = [p for p in learned if p.ndim <= 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from SegMoTELib.errors import CheckpointError, DataError
 from SegMoTELib.interaction.predictor import Predictor
 from SegMoTELib.network import AutoTarget, load_checkpoint, save_checkpoint
 from SegMoTELib.training import trainer as trainer_module
+from SegMoTELib.training.batches import StepBatches
 from SegMoTELib.training.config import Phase, load_training_config
 from SegMoTELib.training.trainer import Trainer
 
@@ -48,6 +50,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(a_config, tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "parts")]
     assert logs[0] == logs[1]
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs forked processes")
+def test_a_run_fed_by_background_processes_is_the_same(a_config, tmp_path, monkeypatch):
+    Trainer(a_config, tmp_path / "plain").run(progress=False)
+    from_step = StepBatches.from_step
+    monkeypatch.setattr(StepBatches, "from_step", lambda batches, step, end, device: from_step(
+        batches, step, end, torch.device("cuda")))  # two phases: the processes start twice
+    Trainer(a_config, tmp_path / "fed").run(progress=False)
+    plain, fed = weights(tmp_path / "plain"), weights(tmp_path / "fed")
+    assert all(torch.equal(plain[name], fed[name]) for name in plain)
+    assert not multiprocessing.active_children()
 
 
 def test_a_kill_while_saving_leaves_the_previous_checkpoint(a_config, tmp_path, monkeypatch):
