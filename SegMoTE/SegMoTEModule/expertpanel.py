@@ -33,8 +33,8 @@ class ExpertPanel:
         cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}&nbsp;&nbsp;</td>" for cell in row) + "</tr>"
                         for row in rows)
         kind = ""
-        if view.domains:
-            name, share = next(iter(view.domains.items()))
+        if view.looks_like:
+            name, share = view.looks_like
             kind = html.escape(_("Looks like {name} ({share}).").format(name=name, share=f"{share:.0%}"))
         self.ui.expertTableLabel.setText(f"{kind}<table>{cells}</table>")
         pixmap = qt.QPixmap()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
 
 from SegMoTELib.errors import DataError
+
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A range lets "nan" pass, which no border would fail."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a number to compare with.")
+    return value
 
 
 @click.command(short_help="Build reviewed data sets from labelled images.")
@@ -22,6 +30,7 @@ from SegMoTELib.errors import DataError
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the split.")
 @click.option("--no-review", is_flag=True, help="Keep every mask, unmeasured.")
 @click.option("--min-border", type=click.FloatRange(min=0), default=0.25, show_default=True, metavar="NUMBER",
+              callback=_finite,
               help="How well a mask's border must follow the image; 0 for objects without a visible edge.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier output.")
 def command(sources: tuple[Path, ...], output: Path, layout: str, patient: str | None,

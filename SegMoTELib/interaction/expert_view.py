@@ -34,6 +34,11 @@ class ExpertView:
     attention: np.ndarray
     domains: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def looks_like(self) -> tuple[str, float] | None:
+        """The likeliest kind of image and its probability, or None without domain experts."""
+        return next(iter(self.domains.items()), None)
+
 
 def attention_png(view: ExpertView, image: np.ndarray, side: int) -> bytes:
     """Return the image with the selected token's attention over it as a PNG, for a panel; needs no plotting library.
@@ -77,9 +82,8 @@ def draw_expert_view(view: ExpertView, image: np.ndarray, mask: np.ndarray, path
     axes[0].set_title(f"expert token {view.selected} ({probability:.0%})")
     axes[1].imshow(view.attention[view.selected], cmap="inferno", alpha=0.6)
     axes[1].set_title("its attention")
-    if view.domains:
-        name, share = next(iter(view.domains.items()))
-        figure.suptitle(f"looks like {name} ({share:.0%})")
+    if view.looks_like:
+        figure.suptitle("looks like {} ({:.0%})".format(*view.looks_like))
     for index, (axis, gates) in enumerate(zip(axes[2:], view.gate_probabilities, strict=True)):
         axis.imshow(gates, vmin=0, vmax=1, cmap="viridis")
         for (row, column), value in np.ndenumerate(gates):

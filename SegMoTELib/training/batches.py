@@ -24,7 +24,7 @@ UNSURE_SHARE = 0.1  # of targets whose kind of image is not told, so that the me
 SEVERAL_SHARE = 0.15  # single-round steps whose first prompt holds several clicks
 ROUNDS_BEFORE, ROUNDS_BEFORE_SHARES = (0, 1, 2, 4), (0.5, 0.2, 0.15, 0.15)  # of other single-round steps
 LATE_BOX_SHARE = 0.4  # of these, how often a box gets late rounds too: a box should be enough more often than a click
-WORKERS, AHEAD = 0.6, 4  # background processes per core, and steps that each prepares ahead
+WORKERS, AHEAD = 0.6, 2  # background processes per core, and steps that each prepares ahead
 PATIENCE = 300  # seconds for a step's batches, after which preparing them must have failed
 
 

@@ -130,6 +130,14 @@ def test_objects_without_an_edge_are_told_and_kept_when_asked(a_pack, a_picture,
     assert "masks rejected, because" not in printed
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "high"])
+def test_a_border_rule_that_no_border_could_be_judged_by_is_refused(a_pack, out, value):
+    result = CliRunner().invoke(command, [str(a_pack(train=[1])), "-o", str(out), "--min-border", value])
+    assert result.exit_code == 2
+    assert "--min-border" in result.output
+    assert not out.exists()
+
+
 def test_without_review_every_mask_is_kept(a_pack, a_picture, write_png, out):
     folder = a_pack(train=[1, 2])
     write_png(folder / "images" / "p2.png", ndimage.gaussian_filter(a_picture(2)[0], 5))
