@@ -213,8 +213,8 @@ class Trainer:
             raise DataError(f"training diverged at step {self.step}: loss {log['loss']}; lower the learning rate.")
         self.optimizer.step()
         decay = min(self.config.average, (self.step + 1) / (self.step + 10))
-        torch._foreach_lerp_(list(self.average.values()), [value.detach() for value in self.learned.values()],
-                             1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.learned.values()), 1 - decay)
         return log
 
     def _next_batches(self, phase: Phase) -> list[tuple[int, Batch]]:
