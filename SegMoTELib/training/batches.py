@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from SegMoTELib.training.config import Phase, TrainingConfig
+from SegMoTELib.training.config import TrainingConfig
 from SegMoTELib.training.dataset import Item, TrainingData
 from SegMoTELib.training.prompts import EXTRA_CLICKS, extra_clicks, first_click, jittered_box
 
@@ -87,10 +87,10 @@ def _mode(config: TrainingConfig, rng: np.random.Generator, target: int) -> str:
     return "box" if rng.random() < config.box_share else "point"
 
 
-def beginning(config: TrainingConfig, phase: Phase, step: int) -> tuple[bool, dict[str, int]]:
+def beginning(config: TrainingConfig, step: int) -> tuple[bool, dict[str, int]]:
     """Whether a step's first prompts hold several clicks, and how many rounds go before those learned from."""
     rng = np.random.default_rng([config.seed, step])
-    if phase.rounds > 1:
+    if config.phase_at(step).rounds > 1:
         return False, {}
     if rng.random() < SEVERAL_SHARE:
         return True, {}
@@ -99,24 +99,25 @@ def beginning(config: TrainingConfig, phase: Phase, step: int) -> tuple[bool, di
 
 
 class StepBatches(Dataset):
-    """The batches of every step of a phase: by step, this process's share for each backward pass.
+    """The batches of every step of a run: by step, this process's share for each backward pass.
 
     Args:
-        data: what items are drawn from. config, phase: of the run. world, rank: processes, and this one's number.
+        data: what items are drawn from. config: of the run. world, rank: processes, and this one's number.
     """
 
-    def __init__(self, data: TrainingData, config: TrainingConfig, phase: Phase, world: int, rank: int) -> None:
-        self.data, self.config, self.phase, self.world, self.rank = data, config, phase, world, rank
-        self.share = phase.batch // (world * config.accumulate)
+    def __init__(self, data: TrainingData, config: TrainingConfig, world: int, rank: int) -> None:
+        self.data, self.config, self.world, self.rank = data, config, world, rank
 
     def __getitem__(self, step: int) -> list[tuple[int, Batch]]:
         """Return (seed, batch) of every backward pass of a step."""
-        several, _ = beginning(self.config, self.phase, step)
+        several, _ = beginning(self.config, step)
+        phase = self.config.phase_at(step)
+        data, share = self.data.at_size(phase.size), phase.batch // (self.world * self.config.accumulate)
         parts = []
         for part in range(self.config.accumulate):
-            first = (part * self.world + self.rank) * self.share
-            seeds = [(self.config.seed * 1_000_003 + step) * 4096 + first + i for i in range(self.share)]
-            items = [self.data.item(np.random.default_rng(seed), augment=self.config.augmented) for seed in seeds]
+            first = (part * self.world + self.rank) * share
+            seeds = [(self.config.seed * 1_000_003 + step) * 4096 + first + i for i in range(share)]
+            items = [data.item(np.random.default_rng(seed), augment=self.config.augmented) for seed in seeds]
             parts.append((seeds[0], Batch.of(items, seeds, self.config, several)))
         return parts
 

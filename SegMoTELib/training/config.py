@@ -113,15 +113,6 @@ class TrainingConfig:
             step -= phase.steps
         return self.phases[-1]
 
-    def phase_end(self, step: int) -> int:
-        """The step at which the phase of a step is over."""
-        end = 0
-        for phase in self.phases:
-            end += phase.steps
-            if step < end:
-                break
-        return end
-
     def model_config(self) -> ModelConfig:
         """Architecture of a fresh model."""
         return replace(ModelConfig.tiny(self.auto_targets), **self.model)

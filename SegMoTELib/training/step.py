@@ -95,6 +95,7 @@ class InteractiveStep(nn.Module):
             auto = torch.from_numpy(batch.targets[rows])
         if batch.extra is not None and mode != "auto":
             points = _append(points, batch.extra[0][rows], batch.extra[1][rows])
+        small = F.avg_pool2d(truth[:, None].float(), truth.shape[-1] // self.model.config.mask_size)[:, 0]
         losses: list[Tensor] = []
         values: dict[str, Tensor] = {}
         for index in range(before + rounds):
@@ -102,7 +103,6 @@ class InteractiveStep(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and learn):
                 prediction = self.model.decode(embedding, points=points, boxes=boxes, masks=previous, auto=auto,
                                                adapters=self.adapters, domains=domains)
-            small = F.avg_pool2d(truth[:, None].float(), truth.shape[-1] // prediction.logits.shape[-1])[:, 0]
             values[f"iou{index}"] = mask_iou(prediction.logits[:, 0], small)
             if learn:
                 losses.append(self._loss(prediction, small))

@@ -57,7 +57,7 @@ class Trainer:
         self.model = _starting_model(config, self.packs).to(self.device).to(memory_format=torch.channels_last)
         self.step = 0
         self.data: dict[str, TrainingData] = {}
-        self.coming: tuple[int, Iterator[list[tuple[int, Batch]]]] | None = None  # end of a phase, its batches
+        self.coming: Iterator[list[tuple[int, Batch]]] | None = None  # the batches of the next steps
         if config.stage == "adapt" and self.model.compact:
             self._teach_router()
         self._choose_parameters()
@@ -197,10 +197,10 @@ class Trainer:
         _set_image_size(self.model, phase.size)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        _, before = beginning(self.config, phase, self.step)
+        _, before = beginning(self.config, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {}
-        for seed, batch in self._next_batches(phase):
+        for seed, batch in self._next_batches():
             torch.manual_seed(seed)  # routing noise
             self._set_mode()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
@@ -217,13 +217,13 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.values()), list(self.learned.values()), 1 - decay)
         return log
 
-    def _next_batches(self, phase: Phase) -> list[tuple[int, Batch]]:
+    def _next_batches(self) -> list[tuple[int, Batch]]:
         """Seed and batch of every backward pass of the present step."""
-        if self.coming is None or self.coming[0] != self.config.phase_end(self.step):
-            end = self.config.phase_end(self.step)
-            batches = StepBatches(self._data("train", phase.size), self.config, phase, self.world, self.rank)
-            self.coming = (end, batches.from_step(self.step, end, self.device))
-        return next(self.coming[1])
+        if self.coming is None:
+            data = self._data("train", self.config.phase_at(self.step).size)
+            batches = StepBatches(data, self.config, self.world, self.rank)
+            self.coming = batches.from_step(self.step, self.config.steps, self.device)
+        return next(self.coming)
 
     def _wrapped(self) -> nn.Module:
         if not hasattr(self, "_step_module"):

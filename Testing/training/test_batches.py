@@ -24,10 +24,10 @@ def steps(a_config, a_pack):
     return prepared_by(a_config, a_pack, world=1, rank=0)
 
 
-def prepared_by(config, pack, world: int, rank: int, **changes) -> StepBatches:
-    config = replace(config, **changes)
+def prepared_by(config, pack, world: int, rank: int) -> StepBatches:
+    config = replace(config, phases=(PHASE,))
     data = TrainingData(open_packs([str(pack)]), "train", config.auto_targets, 64, 2)
-    return StepBatches(data, config, PHASE, world, rank)
+    return StepBatches(data, config, world, rank)
 
 
 def same(first, second) -> bool:
@@ -72,7 +72,7 @@ def test_two_processes_share_the_images_of_one(a_config, a_pack, steps):
 
 def test_first_prompts_suit_their_targets(steps):
     for step in range(12):
-        several, _ = beginning(steps.config, PHASE, step)
+        several, _ = beginning(steps.config, step)
         (_, batch), = steps[step]
         assert (batch.extra is not None) == several
         for mode, mask, box, click in zip(batch.modes, batch.truth, batch.boxes, batch.clicks, strict=True):

@@ -57,7 +57,7 @@ def test_a_run_fed_by_background_processes_is_the_same(a_config, tmp_path, monke
     Trainer(a_config, tmp_path / "plain").run(progress=False)
     from_step = StepBatches.from_step
     monkeypatch.setattr(StepBatches, "from_step", lambda batches, step, end, device: from_step(
-        batches, step, end, torch.device("cuda")))  # two phases: the processes start twice
+        batches, step, end, torch.device("cuda")))  # over two phases
     Trainer(a_config, tmp_path / "fed").run(progress=False)
     plain, fed = weights(tmp_path / "plain"), weights(tmp_path / "fed")
     assert all(torch.equal(plain[name], fed[name]) for name in plain)
