@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--point", "points", multiple=True, type=Millimetres("R", "A", "S"), help="A point inside the object.")
 @click.option("--exclude", "excluded", multiple=True, type=Millimetres("R", "A", "S"), help="A point outside of it.")
 @click.option("--box", "boxes", multiple=True, type=Millimetres("R1", "A1", "S1", "R2", "A2", "S2"),
-              help="Two opposite corners around it, on one slice.")
+              help="Two opposite corners around it, on one slice; a box for each separate piece.")
 @click.option("--plane", "orientation", type=click.Choice(PLANES), default="axial", show_default=True,
               help="Plane of the prompts and direction of the slices.")
 @click.option("--until", "limits", multiple=True, type=Millimetres("R", "A", "S"),
@@ -87,11 +87,8 @@ def _prompted_masks(session: Session, stack: PlaneStack, points: tuple, excluded
     masks, prompted = {}, []
     for index, (positives, negatives, around) in sorted(prompts.items()):
         where = f"Slice {index + 1}: "
-        if len(around) > 1:
-            raise PromptError(f"{where}only one box on a slice.")
         try:
-            answer = session.predict(stack.planes[index], np.array(positives), np.array(negatives),
-                                     around[0] if around else None)
+            answer = session.predict(stack.planes[index], np.array(positives), np.array(negatives), np.array(around))
         except PromptError as error:
             raise PromptError(f"{where}{str(error)[0].lower()}{str(error)[1:]}") from None
         masks[index] = answer.mask

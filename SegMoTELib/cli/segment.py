@@ -44,15 +44,16 @@ class Millimetres(click.ParamType):
         return numbers
 
 
-@click.command(cls=PositionsCommand, short_help="Segment one slice of a volume, from points, a box or by name.")
+@click.command(cls=PositionsCommand, short_help="Segment one slice of a volume, from points, boxes or by name.")
 @click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
 @click.option("--point", "points", multiple=True, type=Millimetres("R", "A", "S"), help="A point inside the object.")
 @click.option("--exclude", "excluded", multiple=True, type=Millimetres("R", "A", "S"), help="A point outside of it.")
-@click.option("--box", type=Millimetres("R1", "A1", "S1", "R2", "A2", "S2"), help="Two opposite corners around it.")
+@click.option("--box", "boxes", multiple=True, type=Millimetres("R1", "A1", "S1", "R2", "A2", "S2"),
+              help="Two opposite corners around it; a box for each separate piece.")
 @click.option("--auto", metavar="TARGET", shell_complete=completion.targets,
               help="No prompts: segment this structure (segmote info lists a model's).")
 @click.option("--plane", "orientation", type=click.Choice(PLANES), default="axial", show_default=True,
-              help="Plane of the points and the box.")
+              help="Plane of the points and boxes.")
 @click.option("--slice", "position", type=Millimetres("R", "A", "S"),
               help="A point of the slice for --auto; default: the middle.")
 @click.option("--name", help="Name of the segment; default: the target's, or Segment.")
@@ -60,7 +61,7 @@ class Millimetres(click.ParamType):
 @series_option
 @json_option
 @output_option
-def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None, auto: str | None, orientation: str,
+def command(volume_path: Path, points: tuple, excluded: tuple, boxes: tuple, auto: str | None, orientation: str,
             position: tuple | None, name: str | None, intensity: str, model: str, device: str, keep_embeddings: bool,
             series: str, as_json: bool, output: Path) -> None:
     """Segment one slice of VOLUME and write it as a segmentation that Slicer opens.
@@ -72,12 +73,12 @@ def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None
     from SegMoTELib.imaging.files import NamedMask, write_segmentation
     from SegMoTELib.imaging.planes import SlicePlane
 
-    _refuse_mixture(points, excluded, box, auto, position)
+    _refuse_mixture(points, excluded, boxes, auto, position)
     session = open_session(volume_path, intensity, load_predictor(model, device, keep_embeddings), series, output)
     volume = session.volume
     middle = volume.to_ras((np.array(volume.shape) - 1) / 2)
-    corners = None if box is None else np.reshape(box, (2, 3))
-    aimed = [*points[:1], *([] if corners is None else [corners.mean(axis=0)]), *excluded[:1]]
+    corners = np.reshape(boxes, (-1, 2, 3))
+    aimed = [*points[:1], *corners[:1].mean(axis=1), *excluded[:1]]
     anchor = aimed[0] if aimed else position or middle
     plane = SlicePlane.through(volume, orientation, np.array(anchor))
     answer = session.predict(plane, np.array(points), np.array(excluded), corners, auto=auto)
@@ -99,10 +100,10 @@ def command(volume_path: Path, points: tuple, excluded: tuple, box: tuple | None
          as_json)
 
 
-def _refuse_mixture(points, excluded, box, auto, position) -> None:
-    prompted = bool(points or excluded or box)
+def _refuse_mixture(points, excluded, boxes, auto, position) -> None:
+    prompted = bool(points or excluded or boxes)
     if auto and prompted:
-        raise PromptError("Choose either --auto or points and a box.")
+        raise PromptError("Choose either --auto or points and boxes.")
     if not auto and not prompted:
         raise PromptError("Nothing to go by: give --point, --box or --auto.")
     if position and not auto:

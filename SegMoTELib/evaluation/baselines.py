@@ -1,24 +1,23 @@
 """The methods compared: the model with and without its adapters, and classical interactive tools.
 
-Every method gets the same box and the same first click; further clicks follow each method's own errors. Parameters of
+Every method gets the same boxes and the same first click; further clicks follow each method's own errors. Parameters of
 the classical tools were chosen on the validation split.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from skimage.segmentation import random_walker
 
-from SegMoTELib.evaluation.clicks import Click
-
-Box = tuple[int, int, int, int]
+from SegMoTELib.evaluation.clicks import Box, Click
 
 
 class Method(Protocol):
-    """What is evaluated; it understands boxes (:class:`TakesBox`), clicks (:class:`TakesClicks`) or both."""
+    """What is evaluated; it understands boxes (:class:`TakesBoxes`), clicks (:class:`TakesClicks`) or both."""
 
     name: str
 
@@ -27,11 +26,11 @@ class Method(Protocol):
 
 
 @runtime_checkable
-class TakesBox(Method, Protocol):
+class TakesBoxes(Method, Protocol):
     """A method that understands boxes."""
 
-    def from_box(self, box: Box) -> np.ndarray:
-        """Return the mask, boolean (H, W), for an inclusive box x0, y0, x1, y1 in pixels."""
+    def from_boxes(self, boxes: Sequence[Box]) -> np.ndarray:
+        """Return the mask, boolean (H, W), for a box around the object, or one around each of its pieces."""
 
 
 @runtime_checkable
@@ -58,9 +57,9 @@ class PromptedModel:
         if not self._frozen:
             self._predictor.set_image(image)
 
-    def from_box(self, box: Box) -> np.ndarray:
-        """Return the mask for a box."""
-        return self._predict(box=np.array(box, np.float32))[0]
+    def from_boxes(self, boxes: Sequence[Box]) -> np.ndarray:
+        """Return the mask for boxes."""
+        return self._predict(box=np.array(boxes, np.float32))[0]
 
     def from_clicks(self, clicks: tuple[Click, ...], state: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the mask for all clicks and the low-resolution logits, which the next call feeds back."""
@@ -73,7 +72,19 @@ class PromptedModel:
         return masks[0], logits
 
 
-class Ellipse:
+class _BoxByBox:
+    """A method that knows one box at a time: of several it finds what is in any of them."""
+
+    def from_box(self, box: Box) -> np.ndarray:
+        """Return the mask for a box."""
+        raise NotImplementedError
+
+    def from_boxes(self, boxes: Sequence[Box]) -> np.ndarray:
+        """Return the mask for boxes."""
+        return np.logical_or.reduce([self.from_box(box) for box in boxes])
+
+
+class Ellipse(_BoxByBox):
     """The ellipse inscribed in the box, whatever the image shows: what the box alone already tells."""
 
     name = "ellipse in box"
@@ -87,7 +98,7 @@ class Ellipse:
         return _ellipse(self._shape, box, 1.0)
 
 
-class GrabCut:
+class GrabCut(_BoxByBox):
     """GrabCut (Rother et al. 2004, OpenCV) from the box.
 
     Works on the box and as much context around it as half its longer side, all of that certain background. The inner

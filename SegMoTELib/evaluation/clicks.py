@@ -15,6 +15,10 @@ import numpy as np
 from scipy import ndimage
 
 from SegMoTELib.evaluation.metrics import bounds, dice
+from SegMoTELib.evaluation.targets import MIN_PIXELS
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1, all of them inside
+MAX_PIECES = 5  # boxes that the simulated clinician draws for one target
 
 
 class Click(NamedTuple):
@@ -113,7 +117,25 @@ def number_of_clicks(steps: list[Step], wanted: float, cap: int) -> tuple[int, b
     return cap, False
 
 
-def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+def piece_boxes(truth: np.ndarray) -> list[Box]:
+    """Return a box around each separate piece of a target, as one draws them where a structure is cut several times.
+
+    Pieces are 8-connected; the ``MAX_PIECES`` largest of at least ``MIN_PIXELS``, or the largest if all are smaller.
+    Mazurowski et al. (arXiv 2304.10517) compare the same two uses of boxes, and find this one the best way to prompt.
+
+    Raises:
+        ValueError: the target is empty.
+    """
+    pieces, _ = ndimage.label(truth, structure=np.ones((3, 3)))
+    sizes = np.bincount(pieces.ravel())[1:]
+    if not len(sizes):
+        raise ValueError("an empty target has no pieces.")
+    order = np.argsort(-sizes, kind="stable")
+    large = [index for index in order if sizes[index] >= MIN_PIXELS]
+    return [tight_box(pieces == index + 1) for index in large[:MAX_PIECES] or order[:1]]
+
+
+def tight_box(mask: np.ndarray) -> Box:
     """Return x0, y0, x1, y1 of a mask: the first and last column and row that hold it, inclusive, without margin.
 
     Raises:

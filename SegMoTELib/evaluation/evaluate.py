@@ -14,10 +14,10 @@ import numpy as np
 
 from SegMoTELib.data.pack import Pack, Sample
 from SegMoTELib.errors import DataError
-from SegMoTELib.evaluation.baselines import Method, TakesBox, TakesClicks, choose_methods
-from SegMoTELib.evaluation.clicks import number_of_clicks, simulate_clicks, tight_box
+from SegMoTELib.evaluation.baselines import Method, TakesBoxes, TakesClicks, choose_methods
+from SegMoTELib.evaluation.clicks import MAX_PIECES, number_of_clicks, piece_boxes, simulate_clicks, tight_box
 from SegMoTELib.evaluation.metrics import SURFACE_TOLERANCE, scores
-from SegMoTELib.evaluation.results import CLICK_COUNTS, NOC_CAP, NOC_GOALS, Case, Evaluation, Failure
+from SegMoTELib.evaluation.results import BOX_METRIC, CLICK_COUNTS, NOC_CAP, NOC_GOALS, Case, Evaluation, Failure
 from SegMoTELib.evaluation.sheet import Picture
 from SegMoTELib.evaluation.targets import MAX_INSTANCES, MIN_PIXELS, Target, find_auto_targets, find_targets
 
@@ -58,7 +58,8 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
     result = Evaluation(settings={
         "split": split, "limit": limit, "seed": seed, "datasets": list(dict.fromkeys(pack.code for pack, _ in chosen)),
         "methods": [method.name for method in bench.methods], "min_target_pixels": MIN_PIXELS,
-        "max_instances_per_image": MAX_INSTANCES, "max_clicks": NOC_CAP, "surface_tolerance": SURFACE_TOLERANCE,
+        "max_instances_per_image": MAX_INSTANCES, "max_boxes": MAX_PIECES, "max_clicks": NOC_CAP,
+        "surface_tolerance": SURFACE_TOLERANCE,
         "surface_tolerance_unit": "mm where the spacing is known, else pixels"})
     outcomes = map(bench.evaluate, chosen) if workers == 1 else _spread(chosen, workers, load, baselines, seed)
     for done, ((pack, identifier), found) in enumerate(zip(chosen, outcomes, strict=True), start=1):
@@ -134,10 +135,11 @@ class _Found:
         self.cases.append(case)
         return case
 
-    def add_mask(self, target: Target, method: str, mode: str, mask: np.ndarray, draw: bool, **prompts: Any) -> None:
+    def add_mask(self, target: Target, method: str, mode: str, mask: np.ndarray, draw: bool, **prompts: Any) -> Case:
         case = self.add(target, method, mode, scores(mask, target.mask, self.sample.spacing_mm))
         if draw:
             self.pictures.append(Picture.pack(case, self.sample.image_path, target.mask, mask, **prompts))
+        return case
 
     def add_to(self, result: Evaluation) -> None:
         result.cases += self.cases
@@ -178,9 +180,8 @@ def _evaluate_image(pack: Pack, identifier: str, methods: list[Method], predicto
     for target in targets:
         for method in methods:
             draw = method is methods[0]
-            if isinstance(method, TakesBox):
-                box = tight_box(target.mask)
-                found.add_mask(target, method.name, "box", method.from_box(box), draw, box=box)
+            if isinstance(method, TakesBoxes):
+                _box(found, target, method, draw)
             if isinstance(method, TakesClicks):
                 _click(found, target, method, draw)
     if predictor is not None:  # which offers them
@@ -188,6 +189,16 @@ def _evaluate_image(pack: Pack, identifier: str, methods: list[Method], predicto
             mask = predictor.predict_auto(target.name)[0][0]
             found.add_mask(target, methods[0].name, "auto", mask, draw=True)
     return found
+
+
+def _box(found: _Found, target: Target, method: TakesBoxes, draw: bool) -> None:
+    whole, pieces = [tight_box(target.mask)], piece_boxes(target.mask)
+    mask = method.from_boxes(whole)
+    found.add_mask(target, method.name, "box", mask, draw, boxes=whole)
+    if pieces != whole:
+        mask = method.from_boxes(pieces)
+    case = found.add_mask(target, method.name, "boxes", mask, draw, boxes=pieces)
+    case.metrics[BOX_METRIC] = float(len(pieces))
 
 
 def _click(found: _Found, target: Target, method: TakesClicks, draw: bool) -> None:

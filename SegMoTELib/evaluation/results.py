@@ -19,10 +19,13 @@ CLICK_COUNTS = (1, 3, 5)
 NOC_CAP = 10
 NOC_GOALS = (0.85, 0.90)
 
-# mode -> title; "clicks" holds the number of clicks to each goal instead of a mask's scores.
-MODES = {"box": "box", **{f"click{count}": f"{count} click{'s' * (count > 1)}" for count in CLICK_COUNTS},
+# mode -> title: a box around all of a target, one around each of its pieces, clicks, no prompt; "clicks" holds the
+# number of clicks to each goal instead of a mask's scores.
+MODES = {"box": "box", "boxes": "box per piece",
+         **{f"click{count}": f"{count} click{'s' * (count > 1)}" for count in CLICK_COUNTS},
          "auto": "auto", "clicks": "clicks needed"}
 MASK_METRICS = ("dice", "iou", "surface_dice")
+BOX_METRIC = "boxes"
 CLICK_METRICS = ("noc85", "noc90", "reached85", "reached90")
 
 
@@ -34,7 +37,8 @@ class Case:
         dataset, modality, image, target: where it comes from; ``pixels`` is the target's size.
         method: name of the method.
         mode: a key of ``MODES``.
-        metrics: ``MASK_METRICS``, each 0 to 1; in mode "clicks" ``CLICK_METRICS`` (counts, and 1 or 0 for reached).
+        metrics: ``MASK_METRICS``, each 0 to 1, in mode "boxes" with their number, ``BOX_METRIC``; in mode "clicks"
+            ``CLICK_METRICS`` (counts, and 1 or 0 for reached).
     """
 
     dataset: str
@@ -124,7 +128,8 @@ class Evaluation:
 
     def write_csv(self, path: str | Path) -> None:
         """Write one line per case; metrics that a mode does not have stay empty."""
-        fields = ["dataset", "modality", "image", "target", "pixels", "method", "mode", *MASK_METRICS, *CLICK_METRICS]
+        fields = ["dataset", "modality", "image", "target", "pixels", "method", "mode", *MASK_METRICS, BOX_METRIC,
+                  *CLICK_METRICS]
         with _prepare(path).open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, fields)
             writer.writeheader()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from SegMoTELib.errors import DataError
-from SegMoTELib.evaluation.clicks import Click, tight_box
+from SegMoTELib.evaluation.clicks import Box, Click, tight_box
 from SegMoTELib.evaluation.results import MODES, Case
 
-TRUTH, PREDICTION, BOX, POSITIVE, NEGATIVE = "#00e5ff", "#ffb300", "#ffffff", "#33dd33", "#ff3333"
+TRUTH, PREDICTION, BOXES, POSITIVE, NEGATIVE = "#00e5ff", "#ffb300", "#ffffff", "#33dd33", "#ff3333"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Picture:
         image_path: read again when drawn.
         shape: (H, W) of the masks.
         truth, prediction: compressed bits.
-        box: inclusive x0, y0, x1, y1, or None.
+        boxes: that were drawn.
         clicks: made so far.
     """
 
@@ -35,14 +36,14 @@ class Picture:
     shape: tuple[int, int]
     truth: bytes
     prediction: bytes
-    box: tuple[int, int, int, int] | None
+    boxes: tuple[Box, ...]
     clicks: tuple[Click, ...]
 
     @classmethod
     def pack(cls, case: Case, image_path: Path, truth: np.ndarray, prediction: np.ndarray,
-             box: tuple[int, int, int, int] | None = None, clicks: tuple[Click, ...] = ()) -> Picture:
+             boxes: Sequence[Box] = (), clicks: tuple[Click, ...] = ()) -> Picture:
         """Keep a case with its masks, boolean (H, W)."""
-        return cls(case, image_path, truth.shape, _compress(truth), _compress(prediction), box, clicks)
+        return cls(case, image_path, truth.shape, _compress(truth), _compress(prediction), tuple(boxes), clicks)
 
     def masks(self) -> tuple[np.ndarray, np.ndarray]:
         """Return truth and prediction, boolean (H, W)."""
@@ -97,9 +98,8 @@ def _draw(axis: Any, picture: Picture) -> None:
             # Padding closes the contour of a mask that touches the image's edge.
             rows, columns = np.arange(-1, mask.shape[0] + 1), np.arange(-1, mask.shape[1] + 1)
             axis.contour(columns, rows, np.pad(mask, 1), levels=[0.5], colors=colour, linewidths=1.4)
-    if picture.box is not None:
-        x0, y0, x1, y1 = picture.box
-        axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=BOX, linestyle="--", linewidth=1)
+    for x0, y0, x1, y1 in picture.boxes:
+        axis.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=BOXES, linestyle="--", linewidth=1)
     for number, click in enumerate(picture.clicks, start=1):
         colour = POSITIVE if click.label else NEGATIVE
         axis.plot(click.x, click.y, "o", color=colour, markeredgecolor="black", markersize=8)
@@ -115,7 +115,7 @@ def _legend() -> list[Any]:
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=TRUTH, label="truth"), Line2D([], [], color=PREDICTION, label="prediction"),
-             Line2D([], [], color=BOX, linestyle="--", label="box")]
+             Line2D([], [], color=BOXES, linestyle="--", label="box")]
     return lines + [Line2D([], [], color=colour, marker="o", linestyle="", label=label)
                     for colour, label in ((POSITIVE, "belongs"), (NEGATIVE, "does not"))]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from SegMoTELib.evaluation.results import MODES, NOC_CAP, Estimate, Evaluation, Row
+from SegMoTELib.evaluation.results import BOX_METRIC, MODES, NOC_CAP, Estimate, Evaluation, Row
 
 MASK_MODES = tuple(mode for mode in MODES if mode != "clicks")
 METRIC_TITLES = {"dice": "Dice", "iou": "IoU", "surface_dice": "surface Dice"}
@@ -21,6 +21,7 @@ def format_evaluation(result: Evaluation) -> str:
     for metric, title in METRIC_TITLES.items():
         blocks.append(_block(f"{title}, mean over data sets [95 % interval]",
                              _lines(rows, "overall", metric, intervals=True)))
+    blocks.append(_boxes_drawn(rows))
     blocks.append(_block(f"Clicks needed, at most {NOC_CAP}, mean over data sets [95 % interval]", _click_lines(rows)))
     blocks.append(_block("Dice per modality", _lines(rows, "modality", "dice", intervals=False)))
     blocks.append(_block(f"Dice per data set, {first}",
@@ -50,6 +51,11 @@ def _lines(rows: list[Row], level: str, metric: str, intervals: bool) -> list[li
         cells = [_cell(modes[mode].metrics[metric], intervals) if mode in modes else "-" for mode in MASK_MODES]
         lines.append([name, method, str(largest.images), str(largest.targets), *cells])
     return lines
+
+
+def _boxes_drawn(rows: list[Row]) -> str:
+    drawn = [row.metrics[BOX_METRIC].mean for row in rows if (row.level, row.mode) == ("overall", "boxes")]
+    return f"A box per piece: {drawn[0]:.2f} boxes a target, mean over data sets\n" if drawn else ""
 
 
 def _click_lines(rows: list[Row]) -> list[list[str]]:

@@ -17,7 +17,14 @@ from SegMoTELib.interaction.devices import choose_device, choose_precision, desc
 from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
 from SegMoTELib.interaction.expert_view import ExpertView
 from SegMoTELib.interaction.focus import View, ViewTransform, find_parts, find_view, mask_extent, part_weights
-from SegMoTELib.interaction.prompts import Prompts, checked_prompts, seen_extent, union, with_clicks
+from SegMoTELib.interaction.prompts import (
+    Prompts,
+    checked_prompts,
+    seen_extent,
+    split_by_box,
+    union,
+    with_clicks,
+)
 from SegMoTELib.interaction.threshold import best_threshold
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import AutoTarget, ImageEmbedding, MaskPrediction, SegMoTE
@@ -154,7 +161,9 @@ class Predictor:
 
         Args:
             point_coords: (P, 2) x, y in image pixels. point_labels: (P,), 1 inside, 0 outside.
-            box: (4,) x0, y0, x1, y1 in image pixels. mask_input: (1, h, w) low-resolution logits of an earlier call.
+            box: (4,) x0, y0, x1, y1 in image pixels; or (N, 4), one around each separate piece of the object: what is
+                found in any of them, every click correcting the piece nearest to it.
+            mask_input: (1, h, w) low-resolution logits of an earlier call.
             multimask_output: without adapters, SAM's three masks; with adapters the router resolves the ambiguity and
                 there is one mask. return_logits: logits instead of a boolean mask.
             adapters: use the experts; default: yes if the checkpoint brought them (SAM's own does not).
@@ -167,12 +176,14 @@ class Predictor:
             RuntimeError: no image is set. ValueError: no prompt, or arrays of the wrong shape or with NaN.
         """
         encoded = self.encoded
-        prompts = checked_prompts(point_coords, point_labels, box, mask_input, self.model.config.mask_size)
+        prompts, boxes = checked_prompts(point_coords, point_labels, box, mask_input, self.model.config.mask_size)
         settings = {"adapters": self.model.adapters_trained if adapters is None else adapters,
                     "multimask": multimask_output}
-        masks, iou, low = self._answer(encoded, prompts, settings)
-        if self.model.compact and prompts.is_box_alone:  # who says more knows more of the outline than this guesses
-            masks = np.stack([mask - best_threshold(mask) for mask in masks])
+        if boxes is None:
+            masks, iou, low = self._answer(encoded, prompts, settings)
+        else:
+            masks, iou, low = _united([self._answer(encoded, piece, settings)
+                                       for piece in split_by_box(prompts, boxes, encoded.transform)])
         return (masks if return_logits else masks > 0), iou, low
 
     def predict_auto(self, target: str | None = None, return_logits: bool = False,
@@ -316,7 +327,14 @@ class Predictor:
         return find_view(with_clicks(extent, prompts), *encoded.pixels.shape[:2])
 
     def _answer(self, encoded: EncodedImage, prompts: Prompts, settings: dict) -> tuple:
-        """Logits (C, H, W), IoU, low-resolution logits: seen whole, closer, or in parts, as the object asks."""
+        """Logits (C, H, W), above 0 inside, IoU (C,), and low-resolution logits (C, h, w) to be fed back."""
+        masks, iou, low = self._look(encoded, prompts, settings)
+        if self.model.compact and prompts.is_box_alone:  # who says more knows more of the outline than this guesses
+            masks = np.stack([mask - best_threshold(mask) for mask in masks])
+        return masks, iou, low
+
+    def _look(self, encoded: EncodedImage, prompts: Prompts, settings: dict) -> tuple:
+        """What the network answers: seen whole, closer, or in parts, as the object asks."""
         if not self.focus:
             return self._decode(encoded.embedding, encoded.transform, prompts, settings)
         view = self._view_of(encoded, prompts)
@@ -405,6 +423,13 @@ class Predictor:
         self._fingerprint = ""
         self._ready.clear()
         torch.cuda.empty_cache()
+
+
+def _united(pieces: list[tuple]) -> tuple:
+    """The answers (masks, IoU, low-resolution logits) of an object's pieces as one; IoU by the area of each."""
+    masks, iou, low = (np.stack(parts) for parts in zip(*pieces, strict=True))
+    areas = (masks > 0).sum(axis=(2, 3)) + 1e-6
+    return masks.max(axis=0), ((iou * areas).sum(axis=0) / areas.sum(axis=0)).astype(np.float32), low.max(axis=0)
 
 
 def _placed(model: SegMoTE, device: torch.device, dtype: torch.dtype) -> SegMoTE:

@@ -1,4 +1,4 @@
-"""Prompts of one object in pixels of its image: checked, cut to a part of it, and the extent that they know of."""
+"""Prompts of one object in pixels of its image: checked, split by box, cut to a part, and the extent they know of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from SegMoTELib.interaction.focus import View, ViewTransform, mask_extent
+from SegMoTELib.interaction.focus import OUTSIDE, View, ViewTransform, mask_extent
 from SegMoTELib.interaction.transforms import SquareTransform
 
 
@@ -77,13 +77,47 @@ def union(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None
     return np.concatenate([np.minimum(one[:2], other[:2]), np.maximum(one[2:], other[2:])])
 
 
-def checked_prompts(coords, labels, box, mask, mask_size: int) -> Prompts:
-    """Prompts of arrays as ``Predictor.predict`` takes them; ``mask_size`` is the side of low-resolution logits.
+def split_by_box(prompts: Prompts, boxes: np.ndarray, transform: SquareTransform) -> list[Prompts]:
+    """Prompts for each of (N, 4) boxes around the separate pieces of an object.
+
+    A click belongs to the nearest box, to all that it lies in. A piece with clicks gets its share of the mask; one that
+    nobody clicked in keeps its box alone, so that a click changes only the piece it is for.
+    """
+    pieces = [Prompts(box=box) for box in boxes]
+    if prompts.coords is None or prompts.labels is None:
+        return pieces
+    shares = [None] * len(boxes) if prompts.mask is None else _shares(prompts.mask, boxes, transform)
+    for piece, own, share in zip(pieces, _nearest(prompts.coords, boxes), shares, strict=True):
+        if own.any():
+            piece.coords, piece.labels, piece.mask = prompts.coords[own], prompts.labels[own], share
+    return pieces
+
+
+def _nearest(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(N, P) bool: which of (P, 2) points x, y have which of (N, 4) boxes nearest; all where they lie in several."""
+    corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)[:, :, None]
+    away = np.linalg.norm(np.maximum(0, np.maximum(corners[:, 0] - points, points - corners[:, 1])), axis=-1)
+    return away == away.min(axis=0)
+
+
+def _shares(mask: torch.Tensor, boxes: np.ndarray, transform: SquareTransform) -> list[torch.Tensor]:
+    """(1, h, w) low-resolution logits, for each box outside where another one is nearer."""
+    side = mask.shape[-1]
+    middles = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2) + 0.5) / side
+    nearest = _nearest(middles * transform.config.image_size, transform.apply_boxes(boxes))
+    return [mask.masked_fill(torch.from_numpy(~own.reshape(1, side, side)), OUTSIDE) for own in nearest]
+
+
+def checked_prompts(coords, labels, box, mask, mask_size: int) -> tuple[Prompts, np.ndarray | None]:
+    """Prompts of arrays as ``Predictor.predict`` takes them, and (N, 4) boxes where there are several.
+
+    Args:
+        mask_size: the side of low-resolution logits.
 
     Raises:
         ValueError: arrays of the wrong shape, or with NaN; names the argument.
     """
-    prompts = Prompts()
+    prompts, boxes = Prompts(), None
     if coords is not None:
         coords = _checked("point_coords", coords, (None, 2))
         labels = _checked("point_labels", labels if labels is not None else [], (len(coords),))
@@ -93,10 +127,13 @@ def checked_prompts(coords, labels, box, mask, mask_size: int) -> Prompts:
         raise ValueError("point_labels were given without point_coords")
     if box is not None:
         corners = np.asarray(box)
-        prompts.box = _checked("box", corners[0] if corners.ndim == 2 and len(corners) == 1 else corners, (4,))
+        if corners.ndim == 2 and len(corners) > 1:
+            boxes = _checked("box", corners, (None, 4)).astype(float)
+        else:
+            prompts.box = _checked("box", corners[0] if corners.ndim == 2 and len(corners) else corners, (4,))
     if mask is not None:
         prompts.mask = torch.from_numpy(_checked("mask_input", mask, (1, mask_size, mask_size)).astype(np.float32))
-    return prompts
+    return prompts, boxes
 
 
 def _checked(name: str, values: object, shape: tuple[int | None, ...]) -> np.ndarray:

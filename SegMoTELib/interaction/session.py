@@ -80,7 +80,8 @@ class Session:
         """Answer prompts on a plane.
 
         Args:
-            positives, negatives: (N, 3) RAS millimetres, on the plane. box: (2, 3) opposite corners, RAS.
+            positives, negatives: (N, 3) RAS millimetres, on the plane.
+            box: (2, 3) opposite corners, RAS; or (N, 2, 3), one around each separate piece, see ``Predictor.predict``.
             auto: name of an auto target instead of prompts. previous: ``PlaneMask.logits`` of the last answer here.
             mask: (rows, columns) bool, instead of ``previous``: what is there already and is to be corrected.
 
@@ -171,7 +172,7 @@ class Session:
         """Prompts in pixels of the plane; see ``predict`` for the errors."""
         groups = [np.asarray(points if points is not None else [], np.float64).reshape(-1, 3)
                   for points in (positives, negatives)]
-        if len(groups[0]) == 0 and box is None:
+        if len(groups[0]) == 0 and (box is None or len(box) == 0):
             raise PromptError("Only excluded points: add a point inside the object, or a box." if len(groups[1])
                               else "Nothing to go by: add a point inside the object, or a box.")
         points = np.concatenate(groups)
@@ -179,21 +180,25 @@ class Session:
             raise PromptError("A point has no position; place it again.")
         arguments: dict = {}
         if len(points):
-            if (np.abs(plane.distance(points)) > ON_PLANE * plane.thickness(self.volume) + 1e-6).any():
+            if not self._on_plane(plane, points):
                 raise PromptError("A point does not lie on the slice; prompts of several slices are kept apart.")
             pixels = plane.to_pixels(points)
             if not self._in_image(plane, pixels).all():
                 raise PromptError("A point lies outside the volume; move it onto the image.")
             arguments["point_coords"] = pixels
             arguments["point_labels"] = np.repeat([1, 0], [len(group) for group in groups])
-        if box is not None:
-            arguments["box"] = self._box(plane, np.asarray(box, np.float64))
+        if box is not None and len(box):
+            corners = np.asarray(box, np.float64)
+            boxes = corners if corners.ndim == 3 else [corners]
+            arguments["box"] = np.stack([self._box(plane, one) for one in boxes])
         return arguments
 
     def _box(self, plane: SlicePlane, corners: np.ndarray) -> np.ndarray:
         """(4,) x0, y0, x1, y1 of the outermost pixels inside two RAS corners, cut to the image."""
         if corners.shape != (2, 3) or not np.isfinite(corners).all():
             raise PromptError("A box needs two opposite corners.")
+        if not self._on_plane(plane, corners.mean(axis=0)):
+            raise PromptError("A box does not lie on the slice; prompts of several slices are kept apart.")
         pixels = np.sort(plane.to_pixels(corners), axis=0)
         if (pixels[1] - pixels[0] < 1).any():
             raise PromptError("The box is empty; draw it around the object.")
@@ -201,6 +206,9 @@ class Session:
         if (pixels[1] < 0).any() or (pixels[0] > limits).any():
             raise PromptError("The box lies outside the volume; draw it on the image.")
         return np.concatenate([np.clip(pixels[0], 0, limits), np.clip(pixels[1], 0, limits)])
+
+    def _on_plane(self, plane: SlicePlane, points: np.ndarray) -> bool:
+        return bool((np.abs(plane.distance(points)) <= ON_PLANE * plane.thickness(self.volume) + 1e-6).all())
 
     @staticmethod
     def _in_image(plane: SlicePlane, pixels: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ POSITIVE, NEGATIVE, BOX, DRAWING = "positive", "negative", "box", "drawing"
 COLORS = {POSITIVE: (0.10, 0.75, 0.25), NEGATIVE: (0.90, 0.15, 0.15), BOX: (0.95, 0.75, 0.10),
           DRAWING: (0.95, 0.75, 0.10)}
 SUFFIX = {POSITIVE: "points", NEGATIVE: "excluded", BOX: "box", DRAWING: "box being drawn"}
+REDRAWN = 0.3  # overlap (intersection over union) from which a new box takes the place of the one there
 BOX_DEPTH = 1.0  # slices: thickness of the ROI along its view's normal
 EVENTS = {POSITIVE: ("PointPositionDefinedEvent", "PointEndInteractionEvent", "PointRemovedEvent"),
           BOX: ("PointEndInteractionEvent",), DRAWING: ()}
@@ -39,20 +40,20 @@ class PlanePrompts:
     """What the user says about one plane.
 
     Attributes:
-        plane: in the volume's own RAS. positives, negatives: (N, 3) own RAS millimetres. box: (2, 3) opposite corners.
+        plane: in the volume's own RAS. positives, negatives: (N, 3) own RAS millimetres.
+        boxes: (N, 2, 3) opposite corners, one box around each separate piece of the object.
     """
 
     plane: SlicePlane
     positives: np.ndarray = field(repr=False)
     negatives: np.ndarray = field(repr=False)
-    box: np.ndarray | None = field(repr=False)
+    boxes: np.ndarray = field(repr=False)
 
     def content(self) -> frozenset:
         """The prompts as a set; equal for equal prompts, larger where some were added."""
         rows = [(POSITIVE, *point) for point in np.round(self.positives, 4).tolist()]
         rows += [(NEGATIVE, *point) for point in np.round(self.negatives, 4).tolist()]
-        if self.box is not None:
-            rows.append((BOX, *np.round(self.box, 4).ravel().tolist()))
+        rows += [(BOX, *box.ravel()) for box in np.round(self.boxes, 4)]
         return frozenset(rows)
 
 
@@ -76,7 +77,7 @@ class PromptSet:
         return found[0] if found else self._create("vtkMRMLMarkupsFiducialNode", kind)
 
     def boxes(self) -> list[Any]:
-        """The ROI nodes, at most one per plane."""
+        """The ROI nodes: on each plane one for every separate piece of the object."""
         return self._nodes(BOX)
 
     def follow(self, volume_node: Any) -> None:
@@ -141,7 +142,7 @@ class PromptSet:
         return self.add_box(volume_node, np.array([first, 2 * np.array(center) - first]), orientation)
 
     def add_box(self, volume_node: Any, corners: np.ndarray, orientation: np.ndarray) -> Any:
-        """Place a box on a plane, in place of the one there.
+        """Place a box on a plane, beside those there; one drawn anew, which mostly covers the same, takes its place.
 
         Args:
             corners: (2, 3) opposite corners, world RAS millimetres. volume_node, orientation: see ``add_point``.
@@ -160,14 +161,17 @@ class PromptSet:
         if (size[:2] <= 0).any():
             raise PromptError("The box is empty; draw it around the object.")
         volume = volume_of(volume_node)
-        plane = _plane(volume, rotation, own.mean(axis=0))
+        center = own.mean(axis=0)
+        plane = _plane(volume, rotation, center)
         with self.quiet():
             for other in self.boxes():
-                if _belongs(plane, volume, *_box_frame(other)):
+                frame = _box_frame(other)
+                away, extent = np.abs((frame[1] - center) @ rotation)[:2], np.array(other.GetSize())[:2]
+                if _belongs(plane, volume, *frame) and _overlap(away, size[:2], extent) > REDRAWN:
                     self.scene.RemoveNode(other)
             node = self._create("vtkMRMLMarkupsROINode", BOX)
             self.follow(volume_node)
-            _set_box(node, rotation, own.mean(axis=0), (*size[:2], BOX_DEPTH * plane.thickness(volume)))
+            _set_box(node, rotation, center, (*size[:2], BOX_DEPTH * plane.thickness(volume)))
         self.changed()
         return node
 
@@ -333,12 +337,18 @@ def _belongs(plane: SlicePlane, volume: Volume, rotation: np.ndarray, center: np
     return bool(parallel and abs(plane.distance(center)) <= 0.5 * plane.thickness(volume) + 1e-6)
 
 
-def _plane_prompts(plane: SlicePlane, entries: list[tuple[str, np.ndarray]]) -> PlanePrompts:
-    def points(wanted: str) -> np.ndarray:
-        return np.array([content for kind, content in entries if kind == wanted]).reshape(-1, 3)
+def _overlap(away: np.ndarray, size: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two rectangles of (2,) sizes whose middles are (2,) apart."""
+    common = np.clip(np.minimum((size + other) / 2 - away, np.minimum(size, other)), 0, None).prod()
+    return float(common / (size.prod() + other.prod() - common))
 
-    return PlanePrompts(plane, points(POSITIVE), points(NEGATIVE),
-                        next((content for kind, content in entries if kind == BOX), None))
+
+def _plane_prompts(plane: SlicePlane, entries: list[tuple[str, np.ndarray]]) -> PlanePrompts:
+    def those(wanted: str) -> np.ndarray:
+        return np.array([content for kind, content in entries if kind == wanted])
+
+    return PlanePrompts(plane, those(POSITIVE).reshape(-1, 3), those(NEGATIVE).reshape(-1, 3),
+                        those(BOX).reshape(-1, 2, 3))
 
 
 def _own_rotation(volume_node: Any, orientation: np.ndarray) -> np.ndarray:

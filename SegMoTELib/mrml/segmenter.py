@@ -430,7 +430,7 @@ def _answer_all(session: Session, asked: list[tuple[PlanePrompts, np.ndarray | N
         if job.cancelled():
             break
         try:
-            found.append(session.predict(prompts.plane, prompts.positives, prompts.negatives, prompts.box,
+            found.append(session.predict(prompts.plane, prompts.positives, prompts.negatives, prompts.boxes,
                                          previous=previous, mask=mask))
         except PromptError as error:
             found.append(None)

@@ -203,7 +203,7 @@ def _dice_of_targets(model: PromptedModel, predictor: Predictor, pack: Pack, lab
                      instances: np.ndarray | None, seed: int) -> Iterator[tuple[str, float]]:
     """(mode, Dice) of all targets of the current image."""
     for target in find_targets(label, pack.labels, instances, (seed,))[0]:
-        yield "box", dice(model.from_box(tight_box(target.mask)), target.mask)
+        yield "box", dice(model.from_boxes([tight_box(target.mask)]), target.mask)
         steps = simulate_clicks(model.from_clicks, target.mask, CLICKS, CLICKS, 1.0)
         yield "1 click", steps[0].dice
         yield f"{CLICKS} clicks", steps[-1].dice

@@ -27,7 +27,8 @@ LICENCE = "Apache-2.0; the licences of the images it learned from are in segmote
 LEAST_AUTO = 0.88  # validation Dice below which an auto target is not offered; a margin to 0.80 on other images
 PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
 MISLABELLED = "lungvessel_ct"  # its labels do not follow its images: see the card
-MODES = {"box": "box", "click1": "1 click", "click3": "3 clicks", "click5": "5 clicks", "auto": "auto"}
+MODES = {"box": "box", "boxes": "box per piece", "click1": "1 click", "click3": "3 clicks", "click5": "5 clicks",
+         "auto": "auto"}
 
 
 def released(model: SegMoTE, names: list[str], size: int) -> SegMoTE:

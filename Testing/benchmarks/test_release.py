@@ -71,4 +71,5 @@ def test_means_without_a_data_set_leave_out_it_and_the_baselines():
                    ("dataset", "a", "SegMoTE", 0.9), ("dataset", "b", "SegMoTE", 0.7),
                    ("dataset", "bad", "SegMoTE", 0.1),
                    ("dataset", "a", "GrabCut", 0.2), ("overall", "all", "SegMoTE", 0.5))]
-    assert release.means_without(summary, "bad") == "box 0.800, 1 click 0.800, 3 clicks 0.800, 5 clicks 0.800"
+    assert release.means_without(summary, "bad") == (
+        "box 0.800, box per piece 0.800, 1 click 0.800, 3 clicks 0.800, 5 clicks 0.800")

@@ -62,6 +62,16 @@ def test_points_and_exclusions_are_millimetres(volume_path):
     assert found[5:7].any()
 
 
+def test_two_boxes_find_both_halves_of_the_ball(volume_path):
+    one, output = run(volume_path, "--box=2,-48,12,19,-12,12")
+    half = sitk.GetArrayFromImage(sitk.ReadImage(str(output))) > 0
+    both, output = run(volume_path, "--box=2,-48,12,19,-12,12", "--box=21,-48,12,38,-12,12")
+    assert (one.exit_code, both.exit_code) == (0, 0), (one.output, both.output)
+    found = sitk.GetArrayFromImage(sitk.ReadImage(str(output))) > 0
+    assert (found >= half).all()
+    assert found.sum() > 1.5 * half.sum()
+
+
 def test_the_volume_is_not_changed(volume_path):
     before = volume_path.read_bytes()
     run(volume_path, "--point=20,-30,12")
@@ -75,6 +85,7 @@ def test_the_volume_is_not_changed(volume_path):
     (["--point=20,-30,12", "--exclude=20,-30,40"], "does not lie on the slice|outside the volume"),
     (["--exclude=20,-30,12"], "Only excluded points"),
     (["--box=20,-30,12,20,-30,12"], "box is empty"),
+    (["--box=2,-48,12,38,-12,12", "--box=2,-48,18,38,-12,18"], "box does not lie on the slice"),
     (["--auto", "unicorn"], "has no auto target .unicorn.; it offers"),
 ])
 def test_prompts_that_make_no_sense_are_explained(volume_path, arguments, message):

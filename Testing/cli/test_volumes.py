@@ -79,6 +79,17 @@ def test_positions_are_read_as_people_type_them(scan, tmp_path, monkeypatch, spe
     assert asked == {6: ([[-26, -24, 6]], []), 8: ([[-26, -24, 8]], [[-5, -5, 8], [-50, -40, 8]])}
 
 
+def test_boxes_on_one_slice_are_pieces_and_on_several_slices_prompts_of_their_own(scan, tmp_path, monkeypatch):
+    asked = {}
+    predict = Session.predict
+    monkeypatch.setattr(Session, "predict", lambda self, plane, positives, negatives, box: asked.update(
+        {round(float(plane.pixel_to_ras[2, 3])): len(box)}) or predict(self, plane, positives, negatives, box))
+    result = run("propagate", scan(), "--box=-13,-10,8,-25,-38,8", "--box=-27,-10,8,-39,-38,8",
+                 "--box=-13,-10,10,-39,-38,10", "-o", tmp_path / "out.seg.nrrd")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert asked == {8: 2, 10: 1}
+
+
 def test_an_excluded_point_alone_on_a_slice_is_named_by_its_slice(scan, tmp_path):
     result = run("propagate", scan(), "--point", "-26,-24,6", "--exclude", "-5,-5,10", "-o", tmp_path / "o.seg.nrrd")
     assert isinstance(result.exception, PromptError)

@@ -29,7 +29,7 @@ class FakeAutoTarget:
 
 
 class FakePredictor:
-    """Finds bright things: all of them inside a box, or the connected ones that were clicked.
+    """Finds bright things: all of them inside boxes, or the connected ones that were clicked.
 
     Like a real model it gets better by correction: without previous logits it returns only half of what it found.
     """
@@ -50,9 +50,9 @@ class FakePredictor:
         assert not multimask_output
         mask = np.zeros_like(self._bright)
         if box is not None:
-            assert box.dtype == np.float32
-            x0, y0, x1, y1 = box.astype(int)
-            mask[y0:y1 + 1, x0:x1 + 1] = self._bright[y0:y1 + 1, x0:x1 + 1] if adapters is None else True
+            assert (box.dtype, box.ndim) == (np.float32, 2)
+            for x0, y0, x1, y1 in box.astype(int):
+                mask[y0:y1 + 1, x0:x1 + 1] |= self._bright[y0:y1 + 1, x0:x1 + 1] if adapters is None else True
         else:
             assert point_coords.shape == (len(point_labels), 2)
             components, _ = ndimage.label(self._bright)

@@ -78,7 +78,7 @@ def test_model_prompts_follow_the_predictor_contract(predictor, a_bright_disk):
     for method in (model, frozen):
         method.set_image(image)
     assert predictor.encoded == 1
-    assert dice(model.from_box(tight_box(truth)), truth) > dice(frozen.from_box(tight_box(truth)), truth)
+    assert dice(model.from_boxes([tight_box(truth)]), truth) > dice(frozen.from_boxes([tight_box(truth)]), truth)
     steps = simulate_clicks(model.from_clicks, truth, most=2, least=2, enough=1.0)
     assert predictor.fed_back[0] is None
     assert predictor.fed_back[1].shape == (1, 4, 4)

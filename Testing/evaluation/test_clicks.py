@@ -5,10 +5,12 @@ import pytest
 from scipy import ndimage
 
 from SegMoTELib.evaluation.clicks import (
+    MAX_PIECES,
     Click,
     corrective_click,
     first_click,
     number_of_clicks,
+    piece_boxes,
     simulate_clicks,
     tight_box,
 )
@@ -67,6 +69,20 @@ def test_a_pixel_is_not_clicked_twice():
         assert click not in taken
         taken += (click,)
     assert corrective_click(truth, empty, taken) is None
+
+
+def test_every_piece_that_is_large_enough_gets_a_box_the_largest_first():
+    pieces = [(4, 9, 20, 31), (12, 16, 3, 7), (0, 2, 0, 2)]
+    assert piece_boxes(mask_with(*pieces)) == [(20, 4, 30, 8), (3, 12, 6, 15)]
+    assert piece_boxes(mask_with((4, 8, 4, 8), (8, 12, 8, 12))) == [(4, 4, 11, 11)]  # touching corners are one piece
+    many = mask_with(*((4 * k, 4 * k + 4, 6 * (k % 4), 6 * (k % 4) + 4) for k in range(8)))
+    assert len(piece_boxes(many)) == MAX_PIECES
+
+
+def test_a_target_of_specks_gets_a_box_around_the_largest():
+    assert piece_boxes(mask_with((4, 6, 20, 23), (10, 12, 3, 5))) == [(20, 4, 22, 5)]
+    with pytest.raises(ValueError, match="empty target"):
+        piece_boxes(mask_with())
 
 
 def test_box_holds_the_extreme_pixels():

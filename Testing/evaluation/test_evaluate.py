@@ -24,7 +24,7 @@ def test_every_mode_is_scored_and_every_image_encoded_once(tmp_path, make_pack, 
     result = evaluate(open_packs([make_pack(tmp_path / "shapes")]), predictor, baselines=False)
     assert predictor.encoded == 3
     assert Counter(case.mode for case in result.cases) == {
-        "box": 6, "click1": 6, "click3": 6, "click5": 6, "clicks": 6, "auto": 3}
+        "box": 6, "boxes": 6, "click1": 6, "click3": 6, "click5": 6, "clicks": 6, "auto": 3}
     assert find_row(result, "overall", "all", "SegMoTE", "box").metrics["dice"].mean > 0.97
     assert (find_row(result, "overall", "all", "SegMoTE", "click1").metrics["dice"].mean
             < find_row(result, "overall", "all", "SegMoTE", "click3").metrics["dice"].mean)
@@ -33,6 +33,29 @@ def test_every_mode_is_scored_and_every_image_encoded_once(tmp_path, make_pack, 
     assert clicks["reached90"].mean == 1
     auto = find_row(result, "dataset", "shapes", "SegMoTE", "auto").metrics["dice"]
     assert 0.5 < auto.mean < 0.9  # it finds the square too
+
+
+def test_pieces_get_a_box_each_and_what_lies_between_them_is_not_found(tmp_path, make_pack, predictor):
+    folder = make_pack(tmp_path / "shapes", images=1)
+    label = np.array(Image.open(folder / "labels" / "case0.png"))
+    image = np.array(Image.open(folder / "images" / "case0.png"))
+    label[2:10, 60:68] = 1  # a second piece of the disk's class, with something bright between them
+    image[2:40, 36:68] = 190
+    Image.fromarray(label).save(folder / "labels" / "case0.png")
+    Image.fromarray(image).save(folder / "images" / "case0.png")
+    result = evaluate(open_packs([folder]), predictor)
+    scores = {(case.method, case.mode): case.metrics for case in result.cases if case.target == "blob"}
+    for method in ("SegMoTE", "frozen base", "ellipse in box", "GrabCut"):
+        assert scores[method, "boxes"]["dice"] > scores[method, "box"]["dice"] + 0.1
+        assert scores[method, "boxes"]["boxes"] == 2
+    assert find_row(result, "overall", "all", "SegMoTE", "boxes").metrics["boxes"].mean == 1.5
+    assert "A box per piece: 1.50 boxes a target" in format_evaluation(result)
+    result.write_csv(tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        drawn = {line["boxes"] for line in csv.DictReader(file) if line["mode"] == "boxes"}
+    assert drawn == {"1.0", "2.0"}
+    (picture,) = (one for one in result.pictures if one.case.mode == "boxes" and one.case.target == "blob")
+    assert len(picture.boxes) == 2
 
 
 def test_overall_counts_data_sets_alike_whatever_their_size(tmp_path, make_pack, predictor):
@@ -155,7 +178,7 @@ def test_files_hold_what_was_found(tmp_path, make_pack, predictor):
 def test_sheet_shows_best_median_and_worst_of_every_mode(tmp_path, make_pack, predictor):
     result = evaluate(open_packs([make_pack(tmp_path / "shapes")]), predictor)
     chosen = choose_pictures(result.pictures)
-    assert list(chosen) == ["box", "click1", "click3", "click5", "auto"]
+    assert list(chosen) == ["box", "boxes", "click1", "click3", "click5", "auto"]
     dices = [chosen["auto"][rank].case.metrics["dice"] for rank in ("best", "median", "worst")]
     assert dices == sorted(dices, reverse=True)
     truth, prediction = chosen["box"]["best"].masks()

@@ -162,7 +162,9 @@ def test_a_new_image_replaces_the_old_one(predictor, image):
     ({"point_coords": [[3, 4]], "point_labels": [1, 0]}, "point_labels must be"),
     ({"point_labels": [1]}, "without point_coords"),
     ({"box": [1, 2, 3]}, r"box must be numbers of shape \(4\)"),
-    ({"box": [[1, 2, 3, 4], [1, 2, 3, 4]]}, "box must be"),
+    ({"box": [[1, 2, 3], [1, 2, 3]]}, r"box must be numbers of shape \(N, 4\)"),
+    ({"box": np.zeros((0, 4))}, "box must be"),
+    ({"box": [[1, 2, 3, 4], [1, 2, np.inf, 4]]}, "box contains NaN"),
     ({"box": [1, 2, np.nan, 4]}, "box contains NaN"),
     ({"mask_input": np.zeros((16, 16))}, r"mask_input must be numbers of shape \(1, 16, 16\)"),
     ({"mask_input": np.zeros((1, 9, 16))}, "mask_input must be"),
@@ -187,6 +189,57 @@ def test_no_clicks_beside_a_box_are_just_the_box(predictor, image):
     predictor.set_image(image)
     expected = predictor.predict(**BOX)[2]
     assert np.array_equal(predictor.predict(**BOX, point_coords=np.zeros((0, 2)), point_labels=[])[2], expected)
+
+
+BOXES = np.array([[2.0, 3.0, 20.0, 14.0], [30.0, 18.0, 50.0, 34.0]])
+
+
+def test_several_boxes_find_what_is_in_any_of_them(any_predictor, image):
+    any_predictor.set_image(image)
+    alone = [any_predictor.predict(box=box) for box in BOXES]
+    masks, iou, low = any_predictor.predict(box=BOXES)
+    assert np.array_equal(masks, alone[0][0] | alone[1][0])
+    assert np.array_equal(low, np.maximum(alone[0][2], alone[1][2]))
+    assert min(alone[0][1], alone[1][1]) <= iou <= max(alone[0][1], alone[1][1])
+    assert iou.dtype == np.float32
+    assert np.array_equal(any_predictor.predict(box=BOXES[::-1])[0], masks)
+
+
+def test_a_click_corrects_the_nearest_of_several_boxes_and_no_other(any_predictor, image):
+    any_predictor.set_image(image)
+    before, _, low = any_predictor.predict(box=BOXES, return_logits=True)
+    click = {"point_coords": np.array([[52.0, 36.0]]), "point_labels": np.array([0])}
+    first = any_predictor.predict(box=BOXES[0], return_logits=True)[0]
+    after = any_predictor.predict(box=BOXES, **click, mask_input=low, return_logits=True)[0]
+    assert (after >= first).all()  # the other piece is what it was
+    assert not np.array_equal(after, before)
+    second = any_predictor.predict(box=BOXES[1], **click, return_logits=True)[0]
+    assert np.array_equal(any_predictor.predict(box=BOXES, **click, return_logits=True)[0], np.maximum(first, second))
+
+
+def test_each_box_is_told_of_the_earlier_mask_only_what_lies_nearest_to_it(predictor, image, monkeypatch):
+    predictor.set_image(image)
+    told = {}
+    look = predictor._look
+    monkeypatch.setattr(predictor, "_look", lambda encoded, prompts, settings: told.update(
+        {tuple(prompts.box): prompts}) or look(encoded, prompts, settings))
+    clicks = {"point_coords": np.array([[10.0, 8.0], [40.0, 25.0]]), "point_labels": np.array([1, 1])}
+    predictor.predict(box=BOXES, **clicks, mask_input=np.ones((1, 16, 16)))
+    shares = [told[tuple(box)].mask[0].numpy() > 0 for box in BOXES]
+    assert np.array_equal(shares[0], ~shares[1])
+    assert shares[0][2, 2]
+    assert shares[1][9, 14]
+    assert [told[tuple(box)].coords.tolist() for box in BOXES] == [[[10, 8]], [[40, 25]]]
+
+
+def test_a_click_in_two_boxes_is_for_both(predictor, image, monkeypatch):
+    predictor.set_image(image)
+    asked = []
+    look = predictor._look
+    monkeypatch.setattr(predictor, "_look", lambda encoded, prompts, settings: asked.append(
+        prompts.coords is not None) or look(encoded, prompts, settings))
+    predictor.predict(**CLICK, box=[[5, 6, 40, 30], [15, 5, 25, 15], [45, 30, 50, 35]])
+    assert asked == [True, True, False]
 
 
 def test_without_adapters_sams_three_masks_are_on_offer(predictor, image):

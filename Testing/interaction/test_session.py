@@ -94,6 +94,17 @@ def test_clicks_reach_the_model_as_pixels_of_the_plane(session, monkeypatch):
     np.testing.assert_allclose(np.sort(corners[:, 1]), [-12, 10], atol=1e-6)
 
 
+def test_boxes_reach_the_model_one_for_each_piece(session, monkeypatch):
+    seen = {}
+    predict = session.predictor.predict
+    monkeypatch.setattr(session.predictor, "predict", lambda **a: seen.update(a) or predict(**a))
+    plane = axial(session)
+    boxes = [[[20, 10, 0], [2, -12, 0]], [[-3, 4, 0], [-20, -8, 0]]]
+    session.predict(plane, box=boxes)
+    corners = np.sort(plane.to_ras(seen["box"].reshape(-1, 2, 2)), axis=1)
+    np.testing.assert_allclose(corners[..., :2], np.sort(boxes, axis=1)[..., :2], atol=1e-6)
+
+
 def test_an_answer_can_be_corrected(session):
     plane = axial(session)
     first = session.predict(plane, positives=[[0, 0, 0]])
@@ -117,6 +128,9 @@ def test_a_target_is_found_by_name(session):
     ({"box": [[5, 5, 0], [5, 5, 0]]}, "box is empty"),
     ({"box": [[500, 500, 0], [600, 600, 0]]}, "lies outside"),
     ({"box": [[5, 5, 0]]}, "two opposite corners"),
+    ({"box": [[5, 5, 9], [-5, -5, 9]]}, "box does not lie on the slice"),
+    ({"box": [[[5, 5, 0], [-5, -5, 0]], [[5, 5, 9], [-5, -5, 9]]]}, "box does not lie on the slice"),
+    ({"box": np.zeros((0, 2, 3))}, "Nothing to go by"),
 ])
 def test_prompts_that_say_nothing_are_explained_and_leave_the_session_usable(session, prompts, message):
     with pytest.raises(PromptError, match=message):

@@ -79,17 +79,33 @@ def test_a_box_comes_back_as_the_corners_it_was_drawn_with(prompts, volume, view
     corners = np.array([center + view @ (-2, -1.5, 0), center + view @ (2, 1.5, 0)])
     prompts.add_box(volume, corners, view)
     (found,), _ = prompts.on_planes(volume)
-    in_view = np.sort((found.box - center) @ view, axis=0)
+    in_view = np.sort((found.boxes[0] - center) @ view, axis=0)
     np.testing.assert_allclose(in_view[:, :2], [[-2, -1.5], [2, 1.5]], atol=1e-6)
 
 
-def test_a_second_box_on_a_plane_replaces_the_first_and_one_elsewhere_does_not(prompts, volume):
+def test_a_box_drawn_anew_replaces_the_first_and_one_on_another_plane_does_not(prompts, volume):
     view = grid_view(volume)
     for k, size in ((5, 2), (5, 3), (7, 2)):
         center = world(volume, (10, 10, k))
         prompts.add_box(volume, [center - view @ (size, size, 0), center + view @ (size, size, 0)], view)
     found, _ = prompts.on_planes(volume)
     assert len(prompts.boxes()) == len(found) == 2
+
+
+@pytest.mark.parametrize("view", [AXIAL, SAGITTAL, TILTED], ids=["axial", "sagittal", "tilted"])
+@pytest.mark.parametrize(("offset", "half", "left"), [
+    ((5, 0, 0), 2, 2), ((1, 1, 0), 2, 1), ((3, 0, 0), 2, 2), ((0.5, 0.5, 0), 1, 2), ((0, 0, 0), 2, 1)],
+    ids=["elsewhere", "shifted", "overlapping", "inside", "equal"])
+def test_a_box_beside_another_on_a_plane_adds_a_piece(prompts, volume, view, offset, half, left):
+    center = world(volume, (10, 10, 6))
+    prompts.add_box(volume, [center - view @ (2, 2, 0), center + view @ (2, 2, 0)], view)
+    middle = center + view @ offset
+    added = [middle - view @ (half, half, 0), middle + view @ (half, half, 0)]
+    prompts.add_box(volume, added, view)
+    (found,), problems = prompts.on_planes(volume)
+    assert (len(found.boxes), len(found.content()), problems) == (left, left, [])
+    np.testing.assert_allclose(np.sort((found.boxes[-1] - center) @ view, axis=0),
+                               np.sort((np.array(added) - center) @ view, axis=0), atol=1e-5)
 
 
 def test_a_point_outside_the_volume_is_told_and_the_others_are_used(prompts, volume):
@@ -205,6 +221,6 @@ def test_a_box_drawn_in_a_turned_view_has_the_corners_that_were_clicked(prompts,
     assert prompts.on_planes(volume) == ([], [])
     prompts.finish_box(volume, drawn, first, TILTED)
     (found,), _ = prompts.on_planes(volume)
-    in_view = np.sort((found.box - first) @ TILTED, axis=0)
+    in_view = np.sort((found.boxes[0] - first) @ TILTED, axis=0)
     np.testing.assert_allclose(in_view[:, :2], [[0, -3], [4, 0]], atol=1e-6)
     assert drawn.GetScene() is None

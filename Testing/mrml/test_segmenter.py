@@ -180,6 +180,37 @@ def test_a_box_and_a_correction(segmenter, target):
     assert dice(mask(target)[12], TWO[12]) > 0.85
 
 
+def test_a_box_for_each_piece_finds_both_and_undo_takes_the_second_back(segmenter, target):
+    prompts = segmenter.prompts(target.segmentation, target.segment_id)
+    for low, high in (((11, 17, 12), (37, 43, 12)), ((41, 35, 12), (59, 53, 12))):
+        prompts.add_box(target.volume, [world(target.volume, *low), world(target.volume, *high)], AXIAL)
+        segmenter.update(target)
+        segmenter.jobs.finish()
+    both = mask(target)[12]
+    assert dice(both, ONE[12] | TWO[12]) > 0.85
+    assert segmenter.undo()
+    one = mask(target)[12]
+    assert dice(one, ONE[12]) > 0.85
+    assert not one[TWO[12]].any()
+    assert len(prompts.boxes()) == 1
+    assert segmenter.redo()
+    np.testing.assert_array_equal(mask(target)[12], both)
+    assert len(prompts.boxes()) == 2
+
+
+def test_a_click_in_one_piece_leaves_the_other_as_it_was(segmenter, target):
+    prompts = segmenter.prompts(target.segmentation, target.segment_id)
+    for low, high in (((11, 17, 12), (37, 43, 12)), ((41, 35, 12), (59, 53, 12))):
+        prompts.add_box(target.volume, [world(target.volume, *low), world(target.volume, *high)], AXIAL)
+    segmenter.update(target)
+    segmenter.jobs.finish()
+    before = mask(target)[12]
+    click(segmenter, target, (59, 44, 12))
+    after = mask(target)[12]
+    np.testing.assert_array_equal(after[:, :38], before[:, :38])
+    assert not np.array_equal(after, before)
+
+
 def test_an_oblique_box_stays_in_its_plane(segmenter, target):
     tilt = 0.5
     view = AXIAL @ np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
