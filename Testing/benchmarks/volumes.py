@@ -5,9 +5,9 @@
     python Testing/benchmarks/volumes.py directions ../shared/data/volumes --only totalseg_mr_3mm
     python Testing/benchmarks/volumes.py speed ../shared/data/volumes/totalseg_ct_512
 
-Prompts are simulated from the truth: a box around the object on the prompted slices, clicks in the middle of the
-largest error. ``fill`` is Slicer's morphological contour interpolation between the same three slices, ``grow cut``
-Slicer's grow-from-seeds with these slices as seeds; both start from the masks that SegMoTE gave to the three boxes.
+Prompts are simulated from the truth: a box around each piece of the object on the prompted slices. ``fill`` is
+Slicer's morphological contour interpolation between the same three slices, ``grow cut`` Slicer's grow-from-seeds with
+these slices as seeds; both start from the masks that SegMoTE gave on the three slices.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from monai.metrics import compute_surface_dice
 from scipy import ndimage
 
 from SegMoTELib.cli.volumes import load_predictor, voxels_of
+from SegMoTELib.evaluation.clicks import piece_boxes
 from SegMoTELib.evaluation.metrics import dice
 from SegMoTELib.imaging.files import read_volume
 from SegMoTELib.imaging.intensity import range_of
@@ -42,7 +43,8 @@ from SegMoTELib.interaction.session import Session
 
 THREE = (0.15, 0.5, 0.85)  # places of the prompted slices within the object
 WANTED, MOST_ROUNDS = 0.85, 5
-METHODS = ("1 slice, propagated", "3 slices, propagated", "3 slices, fill", "3 slices, grow cut", "box on every slice")
+METHODS = ("1 slice, propagated", "3 slices, propagated", "3 slices, fill", "3 slices, grow cut",
+           "boxes on every slice")
 
 
 @dataclass
@@ -62,16 +64,14 @@ class Case:
         return np.flatnonzero([one.sum() >= 8 for one in self.slices])
 
     def ask(self, index: int) -> np.ndarray:
-        """The model's mask for a box around the object on a slice."""
+        """The model's mask for a box around each piece of the object on a slice."""
         plane = self.stack.planes[index]
-        rows, columns = np.nonzero(self.slices[index])
-        corners = plane.to_ras(np.array([[columns.min() - 0.4, rows.min() - 0.4],
-                                         [columns.max() + 0.4, rows.max() + 0.4]]) + [[-0.2, -0.2], [0.2, 0.2]])
-        mask = self.session.predict(plane, box=corners).mask
+        boxes = np.reshape(piece_boxes(self.slices[index]), (-1, 2, 2)) + [[-0.6, -0.6], [0.6, 0.6]]
+        mask = self.session.predict(plane, box=plane.to_ras(boxes)).mask
         return mask if mask.any() else self.slices[index]
 
     def on_every_slice(self) -> np.ndarray:
-        """(K, J, I) bool: a box on each slice that holds the object."""
+        """(K, J, I) bool: boxes on each slice that holds the object."""
         return voxels_of({int(index): Crop.of(self.ask(index)) for index in self.present}, self.stack)
 
     def along(self, orientation: str) -> Case:
@@ -161,7 +161,7 @@ def grow_cut(case: Case, seeds: np.ndarray, prompted: list[int]) -> np.ndarray:
 
 
 def count_interactions(case: Case) -> int:
-    """Prompts until Dice 0.85 in 3D: a box on the largest slice, then a box on the worst slice, propagated anew."""
+    """Prompted slices until Dice 0.85 in 3D: the largest one, then always the worst one, propagated anew."""
     present, last = case.present, len(case.stack) - 1
     first = int(present[np.argmax([case.slices[index].sum() for index in present])])
     prompted = {first: case.ask(first)}
@@ -221,7 +221,7 @@ def table(table_path: Path) -> None:
     """The figures of ``accuracy`` as Markdown."""
     rows = list(csv.DictReader(table_path.open(encoding="utf-8")))
     cases = list(dict.fromkeys((row["volume"], row["structure"], row["slices"]) for row in rows))
-    click.echo("| volume | structure | slices | " + " | ".join(METHODS) + " | boxes to 0.85 |")
+    click.echo("| volume | structure | slices | " + " | ".join(METHODS) + " | slices to 0.85 |")
     click.echo("|" + " --- |" * (len(METHODS) + 4))
     for case in cases:
         own = {row["method"]: row for row in rows if (row["volume"], row["structure"], row["slices"]) == case}
@@ -248,7 +248,7 @@ def table(table_path: Path) -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--model", default="segmote-tiny", show_default=True)
 def directions(root: Path, only: tuple[str, ...], seed: int, model: str) -> None:
-    """Do three orthogonal directions agree better than one? A box on every slice in each, and two votes of three."""
+    """Do three orthogonal directions agree better than one? Boxes on every slice in each, and two votes of three."""
     click.echo("| volume | structure | axial | sagittal | coronal | two of three |\n|" + " --- |" * 6)
     for case in open_cases(root, 1, seed, model, only):
         found = [case.along(name).on_every_slice() for name in NORMALS]

@@ -22,6 +22,7 @@ from Testing.demo.studio import Studio, save, stacked  # noqa: E402
 
 ORANGE, BLUE, GREEN = (0.95, 0.6, 0.2), (0.35, 0.65, 0.95), (0.45, 0.8, 0.45)
 HINDBRAIN = (130.0, (0.0, -48.0, -28.0))  # field of view in mm, middle
+VENTRICLES = (110.0, (0.0, -8.0, 22.0))
 SAGITTAL = 1  # in the panel's list of views
 BRAINSTEM_SLICES = (88, 111)
 PANEL_GREY = "#efefef"
@@ -51,6 +52,21 @@ def exclude(studio: Studio, folder: Path) -> None:
     studio.click("excludePoint", "Red", (0, -52, -34))
     save(stacked([[before, studio.image("Red")]]), folder / "exclude.png")
     studio.press("removeSegment")
+
+
+def boxes(studio: Studio, folder: Path) -> None:
+    """One box around both lateral ventricles, and one around each."""
+    studio.look((0, -8, 22), *VENTRICLES)
+    frames = []
+    for drawn in ((((-26, -40, 22), (26, 16, 22)),), (((-26, -40, 22), (-3, 16, 22)), ((3, -40, 22), (26, 16, 22)))):
+        studio.press("addSegment")
+        for corners in drawn:
+            studio.click("box", "Red", *corners)
+        studio.rename("ventricles", BLUE)
+        studio.only("ventricles")
+        frames.append(studio.image("Red"))
+        studio.press("removeSegment")
+    save(stacked([frames]), folder / "boxes.png")
 
 
 def propagate(studio: Studio, folder: Path) -> None:
@@ -121,7 +137,7 @@ def main() -> None:
                         help="folder for the pictures")
     folder = parser.parse_args().output
     studio = Studio(package_data()[0], "Head MR", (360, 340))
-    for part in (first_clicks, exclude, propagate, objects, everything):
+    for part in (first_clicks, exclude, boxes, propagate, objects, everything):
         part(studio, folder)
     studio.close()
     auto(folder)
