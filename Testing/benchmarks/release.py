@@ -154,6 +154,8 @@ def card(evaluation: Path) -> None:
         licences="\n".join(f"| {code} | {licence} |" for code, licence in licences.items()),
         images="all images" if limit is None else f"{limit} images per data set, drawn by seed",
         arguments="" if limit is None else f" --limit {limit}",
+        boxes=next(f"{row['metrics']['boxes']['mean']:.2f}" for row in found["summary"]
+                   if (row["level"], row["mode"]) == ("overall", "boxes")),
         aligned=means_without(found["summary"], MISLABELLED),
         overall=table(found["summary"], "overall", ""), modalities=table(found["summary"], "modality", "modality"),
         datasets=table([row for row in found["summary"] if row["method"] == "SegMoTE"], "dataset", "data set"))

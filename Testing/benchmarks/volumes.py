@@ -2,6 +2,7 @@
 
     python Testing/benchmarks/volumes.py accuracy ../shared/data/volumes -o volumes.csv
     python Testing/benchmarks/volumes.py table volumes.csv
+    python Testing/benchmarks/volumes.py pieces ../shared/data/volumes
     python Testing/benchmarks/volumes.py directions ../shared/data/volumes --only totalseg_mr_3mm
     python Testing/benchmarks/volumes.py speed ../shared/data/volumes/totalseg_ct_512
 
@@ -16,7 +17,7 @@ import csv
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from monai.metrics import compute_surface_dice
 from scipy import ndimage
 
 from SegMoTELib.cli.volumes import load_predictor, voxels_of
-from SegMoTELib.evaluation.clicks import piece_boxes
+from SegMoTELib.evaluation.clicks import Box, piece_boxes, tight_box
 from SegMoTELib.evaluation.metrics import dice
 from SegMoTELib.imaging.files import read_volume
 from SegMoTELib.imaging.intensity import range_of
@@ -63,10 +64,10 @@ class Case:
         """Indices of the slices that hold the object."""
         return np.flatnonzero([one.sum() >= 8 for one in self.slices])
 
-    def ask(self, index: int) -> np.ndarray:
-        """The model's mask for a box around each piece of the object on a slice."""
+    def ask(self, index: int, draw: Callable[[np.ndarray], list[Box]] = piece_boxes) -> np.ndarray:
+        """The model's mask for the boxes that are drawn on a slice: around each piece of the object."""
         plane = self.stack.planes[index]
-        boxes = np.reshape(piece_boxes(self.slices[index]), (-1, 2, 2)) + [[-0.6, -0.6], [0.6, 0.6]]
+        boxes = np.reshape(draw(self.slices[index]), (-1, 2, 2)) + [[-0.6, -0.6], [0.6, 0.6]]
         mask = self.session.predict(plane, box=plane.to_ras(boxes)).mask
         return mask if mask.any() else self.slices[index]
 
@@ -83,7 +84,8 @@ class Case:
         return Volume(self.truth.astype(np.uint8), self.session.volume.ijk_to_ras)
 
 
-def open_cases(root: Path, per_volume: int, seed: int, model: str, only: tuple[str, ...] = ()) -> Iterator[Case]:
+def open_cases(root: Path, per_volume: int, seed: int, model: str, only: tuple[str, ...] = (),
+               fits: Callable[[Case], bool] = lambda case: True) -> Iterator[Case]:
     """Seeded draw of structures with at least eight slices, from folders with image, label and info.json."""
     predictor, rng = load_predictor(model, "auto", False), np.random.default_rng(seed)
     for folder in sorted(path for path in root.iterdir() if (path / "info.json").exists()):
@@ -100,16 +102,21 @@ def open_cases(root: Path, per_volume: int, seed: int, model: str, only: tuple[s
             if taken == per_volume:
                 break
             case = Case(folder.name, info["labels"][str(value)], session, None, labels == value, []).along("axial")
-            if len(case.present) >= 8:
+            if len(case.present) >= 8 and fits(case):
                 taken += 1
                 yield case
+
+
+def three_slices(case: Case) -> set[int]:
+    """Indices of the slices to prompt."""
+    return {int(case.present[round(place * (len(case.present) - 1))]) for place in THREE}
 
 
 def run_methods(case: Case) -> dict[str, np.ndarray]:
     """Method -> (K, J, I) bool."""
     present, last = case.present, len(case.stack) - 1
     largest = int(present[np.argmax([case.slices[index].sum() for index in present])])
-    three = {int(present[round(place * (len(present) - 1))]) for place in THREE}
+    three = three_slices(case)
     masks = {index: case.ask(index) for index in three | {largest}}
     three = {index: masks[index] for index in sorted(three)}
     seeds = voxels_of({index: Crop.of(mask) for index, mask in three.items()}, case.stack)
@@ -240,6 +247,30 @@ def table(table_path: Path) -> None:
                            and row["method"] == METHODS[2])) for case in cases]
     click.echo(f"\nPropagation beats filling between the same three slices on {sum(x > 0 for x in better)} of "
                f"{len(better)} structures.")
+
+
+@main.command()
+@click.argument("root", type=click.Path(exists=True, path_type=Path))
+@click.option("--per-volume", default=4, show_default=True, help="Structures drawn from each volume.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--model", default="segmote-tiny", show_default=True)
+def pieces(root: Path, per_volume: int, seed: int, model: str) -> None:
+    """What a box for each piece brings over one box, where a third of a structure's slices show several pieces."""
+    click.echo("| volume | structure | boxes a slice | one box: 3 slices | propagated | a box per piece: 3 slices "
+               "| propagated |\n|" + " --- |" * 7)
+
+    def is_cut(case: Case) -> bool:
+        return bool(np.mean([len(piece_boxes(case.slices[index])) > 1 for index in case.present]) > 1 / 3)
+
+    for case in open_cases(root, per_volume, seed, model, fits=is_cut):
+        three, cells = sorted(three_slices(case)), []
+        for draw in (lambda mask: [tight_box(mask)], piece_boxes):
+            masks = {index: case.ask(index, draw) for index in three}
+            carried = propagate(case.session, case.stack, masks, 0, len(case.stack) - 1).masks
+            cells += [np.mean([dice(masks[index], case.slices[index]) for index in three]),
+                      dice(voxels_of(carried, case.stack), case.truth)]
+        drawn = np.mean([len(piece_boxes(case.slices[index])) for index in three])
+        click.echo(f"| {case.volume} | {case.label} | {drawn:.1f} | " + " | ".join(f"{x:.2f}" for x in cells) + " |")
 
 
 @main.command()
