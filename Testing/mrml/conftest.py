@@ -15,14 +15,14 @@ from SegMoTELib.mrml.segments import prepare_segmentation  # noqa: E402
 from SegMoTELib.mrml.target import Target  # noqa: E402
 from SegMoTELib.network import load_checkpoint  # noqa: E402
 from SegMoTELib.zoo import resolve_model  # noqa: E402
+from Testing.slicer_stub.application import segmentations_logic  # noqa: E402
 
 
 @pytest.fixture
 def scene():
     """A fresh scene with the logics that segmentations need."""
     scene = slicer.vtkMRMLScene()
-    logic = slicer.vtkSlicerSegmentationsModuleLogic()
-    logic.SetMRMLScene(scene)
+    logic = segmentations_logic(scene)  # noqa: F841 - lives as long as the scene
     yield scene
     scene.Clear(True)
 

@@ -17,6 +17,16 @@ import vtk
 MODULE = Path(__file__).parents[2] / "SegMoTE"
 
 
+def segmentations_logic(scene: Any) -> Any:
+    """A logic on a scene that leaves one set of conversion rules: every scene adds another, and each slows them all."""
+    rules = slicer.vtkSegmentationConverterFactory.GetInstance()
+    for rule in rules.GetConverterRules():
+        rules.UnregisterConverterRule(rule)
+    logic = slicer.vtkSlicerSegmentationsModuleLogic()
+    logic.SetMRMLScene(scene)
+    return logic
+
+
 def start_scene() -> Any:
     """A fresh ``slicer.mrmlScene`` with three slice nodes, a crosshair and the logics that segments need."""
     scene = slicer.vtkMRMLScene()
@@ -26,7 +36,7 @@ def start_scene() -> Any:
     application.GetColorLogic().AddDefaultColorNodes()
     application.SetSliceLogics(vtk.vtkCollection())
     application.SetViewLogics(vtk.vtkCollection())
-    logics = {"Segmentations": slicer.vtkSlicerSegmentationsModuleLogic(), "Volumes": slicer.vtkSlicerVolumesLogic(),
+    logics = {"Segmentations": segmentations_logic(scene), "Volumes": slicer.vtkSlicerVolumesLogic(),
               "Markups": slicer.vtkSlicerMarkupsLogic(), "Colors": application.GetColorLogic()}
     for name, logic in logics.items():
         if name != "Colors":
