@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from SegMoTELib.interaction.predictor import Predictor
 from SegMoTELib.network import AutoTarget, ModelConfig, build_model, load_checkpoint, save_checkpoint
 
 SPEC = importlib.util.spec_from_file_location("ablations", Path(__file__).with_name("ablations.py"))
@@ -43,6 +44,8 @@ def study_options(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "ADAPTED", ("one",))
     monkeypatch.setattr(ablations, "LEFT_OUT", ("two",))
     monkeypatch.setattr(ablations, "TARGETS", (AutoTarget("blob", sources=("one:1",)),))
+    # What an untrained model finds is noise, which would be looked at in a dozen parts after every click.
+    monkeypatch.setattr(Predictor, "_look_at_parts", lambda self, encoded, view, prompts, settings, found: found)
     torch.manual_seed(0)
     config = replace(ModelConfig.tiny(), image_size=64, compact_widths=(8, 16, 32, 32, 32),
                      compact_depths=(0, 1, 1, 1, 1), embed_dim=64, decoder_mlp=64, expert_rank=16)
