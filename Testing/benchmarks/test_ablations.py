@@ -44,6 +44,8 @@ def study_options(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "ADAPTED", ("one",))
     monkeypatch.setattr(ablations, "LEFT_OUT", ("two",))
     monkeypatch.setattr(ablations, "TARGETS", (AutoTarget("blob", sources=("one:1",)),))
+    monkeypatch.setattr("SegMoTELib.training.trainer.draw_curves", lambda log, picture: None)
+    monkeypatch.setattr("SegMoTELib.training.trainer.VALIDATION_ITEMS", 16)
     # What an untrained model finds is noise, which would be looked at in a dozen parts after every click.
     monkeypatch.setattr(Predictor, "_look_at_parts", lambda self, encoded, view, prompts, settings, found: found)
     torch.manual_seed(0)

@@ -24,6 +24,14 @@ from SegMoTELib.training.config import Phase, load_training_config
 from SegMoTELib.training.trainer import Trainer
 
 
+@pytest.fixture(autouse=True)
+def short_endings(request, monkeypatch):
+    """A run ends with a small validation, and without curves but where they are tested: both take longer than it."""
+    monkeypatch.setattr(trainer_module, "VALIDATION_ITEMS", 16)
+    if "curves" not in request.node.name:
+        monkeypatch.setattr(trainer_module, "draw_curves", lambda log, picture: None)
+
+
 def weights(folder):
     return torch.load(folder / "last.pt", weights_only=True)["model"]
 

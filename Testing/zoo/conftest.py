@@ -86,7 +86,7 @@ def host(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.fault, server.asked, server.paths, server.announced = "", [], [], ""
     server.stopped = threading.Event()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield server
