@@ -63,7 +63,10 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
             raise
 
     def segmentInBox(self, volumeNode, segmentationNode, segmentId, corners, view="axial"):
-        """Put a box, two opposite corners (R, A, S), among a segment's prompts and update its mask."""
+        """Put a box, two opposite corners (R, A, S), among a segment's prompts and update its mask.
+
+        Once for each separate piece of the object; a box that mostly covers an earlier one takes its place.
+        """
         target = self._checked(self.target(volumeNode, segmentationNode, segmentId))
         prompts = self._segments().prompts(segmentationNode, segmentId)
         before = prompts.snapshot()

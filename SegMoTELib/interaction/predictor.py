@@ -163,7 +163,7 @@ class Predictor:
             point_coords: (P, 2) x, y in image pixels. point_labels: (P,), 1 inside, 0 outside.
             box: (4,) x0, y0, x1, y1 in image pixels; or (N, 4), one around each separate piece of the object: what is
                 found in any of them, every click correcting the piece nearest to it.
-            mask_input: (1, h, w) low-resolution logits of an earlier call.
+            mask_input: (1, h, w) low-resolution logits of an earlier call; of several boxes those with clicks use it.
             multimask_output: without adapters, SAM's three masks; with adapters the router resolves the ambiguity and
                 there is one mask. return_logits: logits instead of a boolean mask.
             adapters: use the experts; default: yes if the checkpoint brought them (SAM's own does not).
