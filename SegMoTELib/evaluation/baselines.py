@@ -6,6 +6,7 @@ the classical tools were chosen on the validation split.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -72,12 +73,12 @@ class PromptedModel:
         return masks[0], logits
 
 
-class _BoxByBox:
+class _BoxByBox(ABC):
     """A method that knows one box at a time: of several it finds what is in any of them."""
 
+    @abstractmethod
     def from_box(self, box: Box) -> np.ndarray:
         """Return the mask for a box."""
-        raise NotImplementedError
 
     def from_boxes(self, boxes: Sequence[Box]) -> np.ndarray:
         """Return the mask for boxes."""

@@ -15,7 +15,7 @@ import numpy as np
 from SegMoTELib.data.pack import Pack, Sample
 from SegMoTELib.errors import DataError
 from SegMoTELib.evaluation.baselines import Method, TakesBoxes, TakesClicks, choose_methods
-from SegMoTELib.evaluation.clicks import MAX_PIECES, number_of_clicks, piece_boxes, simulate_clicks, tight_box
+from SegMoTELib.evaluation.clicks import MAX_PIECES, Box, number_of_clicks, piece_boxes, simulate_clicks, tight_box
 from SegMoTELib.evaluation.metrics import SURFACE_TOLERANCE, scores
 from SegMoTELib.evaluation.results import BOX_METRIC, CLICK_COUNTS, NOC_CAP, NOC_GOALS, Case, Evaluation, Failure
 from SegMoTELib.evaluation.sheet import Picture
@@ -178,10 +178,11 @@ def _evaluate_image(pack: Pack, identifier: str, methods: list[Method], predicto
     for method in methods:
         method.set_image(image)
     for target in targets:
+        boxes = [tight_box(target.mask)], piece_boxes(target.mask)
         for method in methods:
             draw = method is methods[0]
             if isinstance(method, TakesBoxes):
-                _box(found, target, method, draw)
+                _box(found, target, method, *boxes, draw)
             if isinstance(method, TakesClicks):
                 _click(found, target, method, draw)
     if predictor is not None:  # which offers them
@@ -191,8 +192,7 @@ def _evaluate_image(pack: Pack, identifier: str, methods: list[Method], predicto
     return found
 
 
-def _box(found: _Found, target: Target, method: TakesBoxes, draw: bool) -> None:
-    whole, pieces = [tight_box(target.mask)], piece_boxes(target.mask)
+def _box(found: _Found, target: Target, method: TakesBoxes, whole: list[Box], pieces: list[Box], draw: bool) -> None:
     mask = method.from_boxes(whole)
     found.add_mask(target, method.name, "box", mask, draw, boxes=whole)
     if pieces != whole:

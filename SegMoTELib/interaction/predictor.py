@@ -17,14 +17,7 @@ from SegMoTELib.interaction.devices import choose_device, choose_precision, desc
 from SegMoTELib.interaction.embeddings import EmbeddingCache, signature
 from SegMoTELib.interaction.expert_view import ExpertView
 from SegMoTELib.interaction.focus import View, ViewTransform, find_parts, find_view, mask_extent, part_weights
-from SegMoTELib.interaction.prompts import (
-    Prompts,
-    checked_prompts,
-    seen_extent,
-    split_by_box,
-    union,
-    with_clicks,
-)
+from SegMoTELib.interaction.prompts import Prompts, checked_prompts, seen_extent, split_by_box, union, with_clicks
 from SegMoTELib.interaction.threshold import best_threshold
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import AutoTarget, ImageEmbedding, MaskPrediction, SegMoTE

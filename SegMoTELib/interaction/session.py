@@ -172,7 +172,9 @@ class Session:
         """Prompts in pixels of the plane; see ``predict`` for the errors."""
         groups = [np.asarray(points if points is not None else [], np.float64).reshape(-1, 3)
                   for points in (positives, negatives)]
-        if len(groups[0]) == 0 and (box is None or len(box) == 0):
+        boxes = np.asarray(box if box is not None else [], np.float64)
+        boxes = boxes[None] if boxes.ndim == 2 else boxes
+        if len(groups[0]) == 0 and len(boxes) == 0:
             raise PromptError("Only excluded points: add a point inside the object, or a box." if len(groups[1])
                               else "Nothing to go by: add a point inside the object, or a box.")
         points = np.concatenate(groups)
@@ -187,9 +189,7 @@ class Session:
                 raise PromptError("A point lies outside the volume; move it onto the image.")
             arguments["point_coords"] = pixels
             arguments["point_labels"] = np.repeat([1, 0], [len(group) for group in groups])
-        if box is not None and len(box):
-            corners = np.asarray(box, np.float64)
-            boxes = corners if corners.ndim == 3 else [corners]
+        if len(boxes):
             arguments["box"] = np.stack([self._box(plane, one) for one in boxes])
         return arguments
 

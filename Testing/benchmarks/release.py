@@ -17,6 +17,8 @@ from statistics import fmean
 import click
 import torch
 
+from SegMoTELib.evaluation import results
+from SegMoTELib.evaluation.table import MASK_MODES
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
 from SegMoTELib.zoo.catalogue import MODELS_FOLDER
 from SegMoTELib.zoo.store import file_hash
@@ -27,8 +29,7 @@ LICENCE = "Apache-2.0; the licences of the images it learned from are in segmote
 LEAST_AUTO = 0.88  # validation Dice below which an auto target is not offered; a margin to 0.80 on other images
 PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
 MISLABELLED = "lungvessel_ct"  # its labels do not follow its images: see the card
-MODES = {"box": "box", "boxes": "box per piece", "click1": "1 click", "click3": "3 clicks", "click5": "5 clicks",
-         "auto": "auto"}
+MODES = {mode: results.MODES[mode] for mode in MASK_MODES}
 
 
 def released(model: SegMoTE, names: list[str], size: int) -> SegMoTE:
@@ -154,7 +155,7 @@ def card(evaluation: Path) -> None:
         licences="\n".join(f"| {code} | {licence} |" for code, licence in licences.items()),
         images="all images" if limit is None else f"{limit} images per data set, drawn by seed",
         arguments="" if limit is None else f" --limit {limit}",
-        boxes=next(f"{row['metrics']['boxes']['mean']:.2f}" for row in found["summary"]
+        boxes=next(f"{row['metrics'][results.BOX_METRIC]['mean']:.2f}" for row in found["summary"]
                    if (row["level"], row["mode"]) == ("overall", "boxes")),
         aligned=means_without(found["summary"], MISLABELLED),
         overall=table(found["summary"], "overall", ""), modalities=table(found["summary"], "modality", "modality"),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from click.testing import CliRunner
 
 SPEC = importlib.util.spec_from_file_location("unseen", Path(__file__).with_name("unseen.py"))
@@ -15,15 +13,10 @@ unseen = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(unseen)
 
 
-def test_a_ball_is_compared_on_the_slices_that_hold_it(tmp_path):
-    folder = tmp_path / "ball"
-    folder.mkdir()
+def test_a_ball_is_compared_on_the_slices_that_hold_it(tmp_path, write_volume):
     k, j, i = np.mgrid[:16, :64, :64]
     ball = (k - 8) ** 2 * 9 + (j - 30) ** 2 + (i - 34) ** 2 < 400
-    noise = np.random.default_rng(0).normal(0, 5, ball.shape)
-    for name, array in (("image", (40 + 100 * ball + noise).astype(np.float32)), ("label", ball.astype(np.uint8))):
-        sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{name}.nii.gz"))
-    (folder / "info.json").write_text(json.dumps({"modality": "MR"}))
+    folder = write_volume(tmp_path / "ball", ball, ball)
     targets = unseen.targets_of(folder)
     assert 8 <= len(targets) <= 12
     assert all(len(masks) == 1 and masks[0].sum() >= 60 for _, masks, _ in targets)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from click.testing import CliRunner
 
 SPEC = importlib.util.spec_from_file_location("volumes_benchmark", Path(__file__).with_name("volumes.py"))
@@ -19,21 +17,15 @@ SPEC.loader.exec_module(volumes)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, write_volume):
     """A folder with one volume: two balls of one label, and as bright a block of another between them."""
-    root = tmp_path_factory.mktemp("volumes")
-    folder = root / "balls"
-    folder.mkdir()
     k, j, i = np.mgrid[:10, :72, :96]
     label = np.zeros(k.shape, np.uint8)
     for column in (20, 76):
         label[(k - 5) ** 2 * 10 + (j - 36) ** 2 + (i - column) ** 2 < 200] = 1
     block = (abs(j - 36) < 14) & (abs(i - 48) < 13)
-    image = 40 + 100 * ((label > 0) | block) + np.random.default_rng(0).normal(0, 5, label.shape)
-    for name, array in (("image", image.astype(np.float32)), ("label", label)):
-        sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{name}.nii.gz"))
-    (folder / "info.json").write_text(json.dumps({"modality": "MR", "labels": {"1": "balls"}}))
-    return root
+    folder = tmp_path_factory.mktemp("volumes") / "balls"
+    return write_volume(folder, (label > 0) | block, label, labels={"1": "balls"}).parent
 
 
 def run(*words) -> str:

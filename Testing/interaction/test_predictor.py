@@ -217,29 +217,30 @@ def test_a_click_corrects_the_nearest_of_several_boxes_and_no_other(any_predicto
     assert np.array_equal(any_predictor.predict(box=BOXES, **click, return_logits=True)[0], np.maximum(first, second))
 
 
-def test_each_box_is_told_of_the_earlier_mask_only_what_lies_nearest_to_it(predictor, image, monkeypatch):
+@pytest.fixture
+def asked(predictor, image, monkeypatch):
+    """What the network is asked, in order, while the predictor answers on the image."""
     predictor.set_image(image)
-    told = {}
-    look = predictor._look
-    monkeypatch.setattr(predictor, "_look", lambda encoded, prompts, settings: told.update(
-        {tuple(prompts.box): prompts}) or look(encoded, prompts, settings))
+    asked, look = [], predictor._look
+    monkeypatch.setattr(predictor, "_look", lambda encoded, prompts, settings: asked.append(prompts) or look(
+        encoded, prompts, settings))
+    return asked
+
+
+def test_each_box_is_told_of_the_earlier_mask_only_what_lies_nearest_to_it(predictor, asked):
     clicks = {"point_coords": np.array([[10.0, 8.0], [40.0, 25.0]]), "point_labels": np.array([1, 1])}
     predictor.predict(box=BOXES, **clicks, mask_input=np.ones((1, 16, 16)))
-    shares = [told[tuple(box)].mask[0].numpy() > 0 for box in BOXES]
+    assert [prompts.box.tolist() for prompts in asked] == BOXES.tolist()
+    shares = [prompts.mask[0].numpy() > 0 for prompts in asked]
     assert np.array_equal(shares[0], ~shares[1])
     assert shares[0][2, 2]
     assert shares[1][9, 14]
-    assert [told[tuple(box)].coords.tolist() for box in BOXES] == [[[10, 8]], [[40, 25]]]
+    assert [prompts.coords.tolist() for prompts in asked] == [[[10, 8]], [[40, 25]]]
 
 
-def test_a_click_in_two_boxes_is_for_both(predictor, image, monkeypatch):
-    predictor.set_image(image)
-    asked = []
-    look = predictor._look
-    monkeypatch.setattr(predictor, "_look", lambda encoded, prompts, settings: asked.append(
-        prompts.coords is not None) or look(encoded, prompts, settings))
+def test_a_click_in_two_boxes_is_for_both(predictor, asked):
     predictor.predict(**CLICK, box=[[5, 6, 40, 30], [15, 5, 25, 15], [45, 30, 50, 35]])
-    assert asked == [True, True, False]
+    assert [prompts.coords is not None for prompts in asked] == [True, True, False]
 
 
 def test_without_adapters_sams_three_masks_are_on_offer(predictor, image):

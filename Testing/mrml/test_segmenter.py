@@ -29,6 +29,7 @@ def ball(center, radius):
 
 
 ONE, TWO = ball((24, 30, 12), 12), ball((50, 44, 12), 8)
+AROUND_ONE, AROUND_TWO = ((11, 17, 12), (37, 43, 12)), ((41, 35, 12), (59, 53, 12))  # corners of boxes
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,14 @@ def click(segmenter, target, ijk, positive=True):
     """Place a point in an axial view and wait for the answer."""
     segmenter.prompts(target.segmentation, target.segment_id).add_point(
         target.volume, world(target.volume, *ijk), positive, AXIAL)
+    segmenter.update(target)
+    segmenter.jobs.finish()
+
+
+def box(segmenter, target, low, high):
+    """Draw a box between two voxels in an axial view and wait for the answer."""
+    segmenter.prompts(target.segmentation, target.segment_id).add_box(
+        target.volume, [world(target.volume, *low), world(target.volume, *high)], AXIAL)
     segmenter.update(target)
     segmenter.jobs.finish()
 
@@ -171,10 +180,7 @@ def test_what_was_in_the_segment_stays(segmenter, target):
 
 
 def test_a_box_and_a_correction(segmenter, target):
-    prompts = segmenter.prompts(target.segmentation, target.segment_id)
-    prompts.add_box(target.volume, [world(target.volume, 41, 35, 12), world(target.volume, 59, 53, 12)], AXIAL)
-    segmenter.update(target)
-    segmenter.jobs.finish()
+    box(segmenter, target, *AROUND_TWO)
     assert dice(mask(target)[12], TWO[12]) > 0.85
     click(segmenter, target, (50, 44, 12))
     assert dice(mask(target)[12], TWO[12]) > 0.85
@@ -182,10 +188,8 @@ def test_a_box_and_a_correction(segmenter, target):
 
 def test_a_box_for_each_piece_finds_both_and_undo_takes_the_second_back(segmenter, target):
     prompts = segmenter.prompts(target.segmentation, target.segment_id)
-    for low, high in (((11, 17, 12), (37, 43, 12)), ((41, 35, 12), (59, 53, 12))):
-        prompts.add_box(target.volume, [world(target.volume, *low), world(target.volume, *high)], AXIAL)
-        segmenter.update(target)
-        segmenter.jobs.finish()
+    box(segmenter, target, *AROUND_ONE)
+    box(segmenter, target, *AROUND_TWO)
     both = mask(target)[12]
     assert dice(both, ONE[12] | TWO[12]) > 0.85
     assert segmenter.undo()
@@ -199,11 +203,8 @@ def test_a_box_for_each_piece_finds_both_and_undo_takes_the_second_back(segmente
 
 
 def test_a_click_in_one_piece_leaves_the_other_as_it_was(segmenter, target):
-    prompts = segmenter.prompts(target.segmentation, target.segment_id)
-    for low, high in (((11, 17, 12), (37, 43, 12)), ((41, 35, 12), (59, 53, 12))):
-        prompts.add_box(target.volume, [world(target.volume, *low), world(target.volume, *high)], AXIAL)
-    segmenter.update(target)
-    segmenter.jobs.finish()
+    box(segmenter, target, *AROUND_ONE)
+    box(segmenter, target, *AROUND_TWO)
     before = mask(target)[12]
     click(segmenter, target, (59, 44, 12))
     after = mask(target)[12]
