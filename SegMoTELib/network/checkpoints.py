@@ -26,6 +26,7 @@ from SegMoTELib.network.model import LEARNED_WITH_BASE, SegMoTE, build_model, is
 from SegMoTELib.network.published import from_published, is_published
 
 FORMAT = "segmote-1"
+PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")  # one row for each auto target
 log = logging.getLogger(__name__)
 
 
@@ -86,7 +87,7 @@ def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTar
 
     Args:
         model: its base is kept. overrides: ``ModelConfig`` fields of the adapters (experts, top_k, gating, ...).
-        auto_targets: replace the model's own if given.
+        auto_targets: replace the model's own if given; those of the same name keep what was learned.
 
     Raises:
         CheckpointError: the overrides change the base.
@@ -96,12 +97,15 @@ def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTar
     fresh = build_model(config)
     state, own = fresh.state_dict(), model.state_dict()
     same_domains = config.domains == model.config.domains
-    same_targets = [t.name for t in targets] == [t.name for t in model.config.auto_targets]
+    known = [target.name for target in model.config.auto_targets]
+    kept = [(new, known.index(target.name)) for new, target in enumerate(targets) if target.name in known]
     for name, value in state.items():
-        target_specific = name in ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
         stale = is_adapter(name) and not model.adapters_trained and not name.startswith(LEARNED_WITH_BASE)
         stale |= name.startswith("mask_decoder.expert_domains.") and not same_domains
-        if name in own and own[name].shape == value.shape and (same_targets or not target_specific) and not stale:
+        if name in PER_TARGET and name in own and own[name].shape[1:] == value.shape[1:]:
+            for new, old in kept:
+                value[new] = own[name][old]
+        elif name in own and own[name].shape == value.shape and not stale:
             state[name] = own[name].clone()
         elif not is_adapter(name):
             raise CheckpointError(f"overrides {sorted(overrides)} change the frozen base ({name}); "

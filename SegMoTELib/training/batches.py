@@ -82,7 +82,7 @@ class Batch:
 
 
 def _mode(config: TrainingConfig, rng: np.random.Generator, target: int) -> str:
-    if target >= 0 and rng.random() < config.auto_share:
+    if target >= 0 and (config.targets_only or rng.random() < config.auto_share):
         return "auto"
     return "box" if rng.random() < config.box_share else "point"
 
@@ -90,7 +90,7 @@ def _mode(config: TrainingConfig, rng: np.random.Generator, target: int) -> str:
 def beginning(config: TrainingConfig, step: int) -> tuple[bool, dict[str, int]]:
     """Whether a step's first prompts hold several clicks, and how many rounds go before those learned from."""
     rng = np.random.default_rng([config.seed, step])
-    if config.phase_at(step).rounds > 1:
+    if config.targets_only or config.phase_at(step).rounds > 1:
         return False, {}
     if rng.random() < SEVERAL_SHARE:
         return True, {}

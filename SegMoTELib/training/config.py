@@ -43,6 +43,8 @@ class TrainingConfig:
         augment: adapt stage: encode new views in every step, crops too, where prediction looks closer; by default whole
             images are encoded once and kept.
         train_decoder: adapt stage: let the mask decoder learn, too (the paper's second table).
+        targets_only: adapt stage: only what finds auto targets (PPT) learns, from whole images; boxes and clicks are
+            answered as by the start, bit for bit.
         learning_rate, warmup_steps, weight_decay, clip_norm: AdamW with cosine decay to 2 %.
         average: decay of the exponential moving average of the weights that is kept as the result.
         masks_per_image: targets per encoded image.
@@ -65,6 +67,7 @@ class TrainingConfig:
     auto_targets: tuple[AutoTarget, ...] = ()
     augment: bool = False
     train_decoder: bool = False
+    targets_only: bool = False
     learning_rate: float = 4e-4
     warmup_steps: int = 200
     weight_decay: float = 0.02
@@ -90,6 +93,8 @@ class TrainingConfig:
             raise DataError(f"stage must be 'base' or 'adapt', not {self.stage!r}.")
         if self.stage == "adapt" and not self.start:
             raise DataError("stage 'adapt' needs 'start': the checkpoint whose base stays frozen.")
+        if self.targets_only and (self.stage != "adapt" or self.train_decoder):
+            raise DataError("targets_only is for the adapt stage, and not together with train_decoder.")
         if self.precision not in ("fp32", "bf16"):
             raise DataError(f"precision must be 'fp32' or 'bf16', not {self.precision!r}.")
         if not self.data or not self.phases:

@@ -50,12 +50,14 @@ class TrainingData:
             fraction of every set's images (annotation-cost experiments), chosen by ``seed``.
         emphasis: data set code -> factor on how often it is drawn.
         pseudo_share: how often one of the targets is a region of the image itself (ScribblePrompt, arXiv 2312.07381).
+        targets_only: other labels than the auto targets' count as background, and views hold the whole image.
     """
 
     def __init__(self, packs: list[Pack], split: str, auto_targets: tuple[AutoTarget, ...], size: int,
                  masks_per_image: int, longest: int = 512, mask_fraction: float = 1.0, seed: int = 0,
-                 pseudo_share: float = 0.0, emphasis: dict[str, float] | None = None) -> None:
-        self.pseudo_share = pseudo_share
+                 pseudo_share: float = 0.0, emphasis: dict[str, float] | None = None,
+                 targets_only: bool = False) -> None:
+        self.pseudo_share, self.targets_only = pseudo_share, targets_only
         self.size, self.masks_per_image = size, masks_per_image
         self.targets = {source: index for index, target in enumerate(auto_targets) for source in target.sources}
         self.sets: list[list[tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]]] = []
@@ -82,9 +84,11 @@ class TrainingData:
         other.size = size
         return other
 
-    @staticmethod
-    def _load(sample: Sample, longest: int) -> tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]:
+    def _load(self, sample: Sample, longest: int) -> tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]:
         image, label, instances = sample.load_image(), sample.load_label(), sample.load_instances()
+        if self.targets_only:
+            offered = [value for value in np.unique(label) if f"{sample.dataset}:{value}" in self.targets]
+            label, instances = np.where(np.isin(label, offered), label, 0).astype(label.dtype), None
         scale = min(1.0, longest / max(label.shape))
         if scale < 1:
             size = (round(label.shape[1] * scale), round(label.shape[0] * scale))
@@ -129,7 +133,10 @@ class TrainingData:
         scale = self.size / max(height, width)
         if not augment:
             return np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centres
-        center, zoom = np.array([width, height]) / 2, scale * np.exp(rng.uniform(-0.3, 0.45))
+        center = np.array([width, height]) / 2
+        if self.targets_only:
+            return self._affine(center, scale * np.exp(rng.normal(-0.05, 0.12)), rng.normal(0, 0.15), 0.05, rng)
+        zoom = scale * np.exp(rng.uniform(-0.3, 0.45))
         if rng.random() < 0.6:
             middle, side, thickness, pixel = _some_object(label if instances is None else instances, rng)
             center, zoom = middle, np.clip(self.size * rng.uniform(0.25, 0.75) / side, scale * 0.75, 8 * scale)
@@ -139,10 +146,14 @@ class TrainingData:
             elif side * scale > 0.75 * self.size and rng.random() < 0.5:
                 center, zoom = rng.uniform(0.25, 0.75, 2) * [width, height], scale * rng.uniform(1.0, 3.0)
         angle = rng.normal(0, 0.25) + (rng.integers(4) * np.pi / 2 if rng.random() < 0.2 else 0)
+        return self._affine(center, zoom, angle, 0.09, rng)
+
+    def _affine(self, center, zoom, angle, shift, rng) -> np.ndarray:
+        """(2, 3): ``center`` goes to the middle, give or take; some are flipped, all stretched a little."""
         flip = -1 if rng.random() < 0.4 else 1
         linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         linear = linear @ np.diag([flip * np.exp(rng.normal(0, 0.08)), 1.0])
-        goal = self.size / 2 + rng.normal(0, 0.09, 2) * self.size
+        goal = self.size / 2 + rng.normal(0, shift, 2) * self.size
         return np.concatenate([linear, (goal - linear @ center)[:, None]], axis=1)
 
     def _warp(self, image, label, instances, matrix):

@@ -25,7 +25,7 @@ class InteractiveStep(nn.Module):
     def __init__(self, model: SegMoTE, config: TrainingConfig, dense: DenseHead | None = None) -> None:
         super().__init__()
         self.model, self.config, self.dense = model, config, dense
-        self.adapters = config.stage == "adapt"
+        self.adapters = config.stage == "adapt" and model.adapters_trained
         self.embeddings = EmbeddingCache(EMBEDDING_BYTES)
 
     def forward(self, batch: Batch, rounds: int,
@@ -42,7 +42,7 @@ class InteractiveStep(nn.Module):
             embedding = ImageEmbedding.cat(self.embeddings.encode(
                 batch.keys, lambda rows: self.model.encode(pixels[rows]))).to(self.model.device, self.model.dtype)
         else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.adapters):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.stage == "base"):
                 embedding = self.model.encode(pixels)
         count = len(truth)
         owner = torch.arange(len(pixels), device=self.model.device).repeat_interleave(count // len(pixels))
@@ -72,9 +72,9 @@ class InteractiveStep(nn.Module):
         return ((images.to(self.model.device).float() - mean) / std).permute(0, 3, 1, 2).contiguous()
 
     def _domains(self, batch: Batch) -> Tensor | None:
-        """Probabilities (N, D): each target's data set, or anything; None for a model without domain experts."""
+        """Probabilities (N, D): each target's data set, or anything; None where the model is to see for itself."""
         names = self.model.config.domains
-        if not self.adapters or not names:
+        if not self.adapters or not names or self.config.targets_only:
             return None
         of_image = torch.tensor([names.index(code) for code, _ in batch.keys])
         known = F.one_hot(of_image, len(names)).float().repeat_interleave(len(batch.truth) // len(of_image), dim=0)

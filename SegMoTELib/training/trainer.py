@@ -102,7 +102,7 @@ class Trainer:
         """A copy of the model, in eval mode, with the averaged weights, at the last phase's image size."""
         model = build_model(replace(self.model.config, image_size=self.config.phases[-1].size))
         model.load_state_dict({**self.model.state_dict(), **self.average})
-        model.adapters_trained = self.config.stage == "adapt"
+        model.adapters_trained = self.config.stage == "adapt" and self.model.adapters_trained
         model.metadata = dict(self.model.metadata)
         return model.eval()
 
@@ -110,8 +110,8 @@ class Trainer:
         """What must travel with the weights: config, step, versions, data and their licences."""
         data = {**_known_data(self.model.metadata),
                 **{pack.code: pack.info.get("licence", "unknown") for pack in self.packs}}
-        return {f"training_{self.config.stage}": json.dumps(self.config.to_dict()),
-                f"training_{self.config.stage}_steps": str(self.step),
+        stage = "targets" if self.config.targets_only else self.config.stage
+        return {f"training_{stage}": json.dumps(self.config.to_dict()), f"training_{stage}_steps": str(self.step),
                 "versions": f"segmote {__version__}, torch {torch.__version__}, numpy {np.__version__}",
                 "training_data": json.dumps(data)}
 
@@ -205,7 +205,8 @@ class Trainer:
             self._set_mode()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 loss, values = self._wrapped()(batch, phase.rounds, before)
-            (loss / self.config.accumulate).backward()
+            if loss.requires_grad:  # with targets_only, not where every target was too small to be seen
+                (loss / self.config.accumulate).backward()
             log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
             log.update({name: float(value) for name, value in values.items()})
         log["gradient"] = float(nn.utils.clip_grad_norm_(self.optimised, self.config.clip_norm))
@@ -240,7 +241,8 @@ class Trainer:
             self.data[split] = TrainingData(
                 self.packs, split, self.model.config.auto_targets, size, self.config.masks_per_image,
                 mask_fraction=self.config.image_share if train else 1.0, seed=self.config.seed,
-                pseudo_share=self.config.pseudo_share if train else 0.0, emphasis=self.config.emphasis)
+                pseudo_share=self.config.pseudo_share if train else 0.0, emphasis=self.config.emphasis,
+                targets_only=self.config.targets_only)
             if train and len(self.data[split]) == 0:
                 raise DataError(f"no training images in {', '.join(self.config.data)}.")
         return self.data[split].at_size(size)
@@ -250,12 +252,14 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             if self.config.stage == "base":
                 learns = name not in adapters or name.startswith(LEARNED_WITH_BASE)
+            elif self.config.targets_only:
+                learns = name.startswith(LEARNED_WITH_BASE)
             else:
                 learns = name in adapters or (self.config.train_decoder and name.startswith("mask_decoder."))
             parameter.requires_grad_(learns)
 
     def _set_mode(self) -> None:
-        self.model.train()
+        self.model.train(not self.config.targets_only)
         if self.config.stage == "adapt":
             self.model.image_encoder.eval()
 
@@ -294,14 +298,33 @@ def _starting_model(config: TrainingConfig, packs: list[Pack]) -> SegMoTE:
         else:
             start = load_checkpoint(config.start)
             overrides = dict(config.model)
-            if config.stage == "adapt" and start.compact:
+            if config.targets_only:
+                _check_nothing_else_changes(config, start)
+            elif config.stage == "adapt" and start.compact:
                 overrides = {"domains": tuple(pack.code for pack in packs), **overrides}
             model = attach_adapters(start, overrides, config.auto_targets)
+            model.adapters_trained = start.adapters_trained or not config.targets_only
         for phase in config.phases:
             replace(model.config, image_size=phase.size)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the config's 'model' or the sizes of its phases cannot be used ({reason(error)}).") from error
     return model
+
+
+def _check_nothing_else_changes(config: TrainingConfig, start: SegMoTE) -> None:
+    """Refuse what would let a model answer boxes and clicks differently though only auto targets are to be learned.
+
+    Raises:
+        DataError: what stands in the way.
+    """
+    size = config.phases[-1].size
+    if set(config.model) - {"prompt_tokens"}:
+        raise DataError("with targets_only, 'model' can change prompt_tokens alone.")
+    if size != start.config.image_size:
+        raise DataError(f"with targets_only, the last phase must have the size of the start, {start.config.image_size}"
+                        f", not {size}.")
+    if not (config.auto_targets or start.config.auto_targets):
+        raise DataError("targets_only needs 'auto_targets': what is to be found.")
 
 
 def _known_data(metadata: dict[str, str]) -> dict[str, str]:

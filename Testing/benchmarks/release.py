@@ -20,6 +20,7 @@ import torch
 from SegMoTELib.evaluation import results
 from SegMoTELib.evaluation.table import MASK_MODES
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
+from SegMoTELib.network.checkpoints import PER_TARGET
 from SegMoTELib.zoo.catalogue import MODELS_FOLDER
 from SegMoTELib.zoo.store import file_hash
 
@@ -27,7 +28,6 @@ WEIGHTS, CARD = MODELS_FOLDER / "segmote-tiny.safetensors", MODELS_FOLDER / "seg
 TEXT = Path(__file__).with_name("segmote-tiny-card.md")
 LICENCE = "Apache-2.0; the licences of the images it learned from are in segmote-tiny.md"
 LEAST_AUTO = 0.88  # validation Dice below which an auto target is not offered; a margin to 0.80 on other images
-PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")
 MISLABELLED = "lungvessel_ct"  # its labels do not follow its images: see the card
 MODES = {mode: results.MODES[mode] for mode in MASK_MODES}
 

@@ -203,6 +203,65 @@ def test_adapting_to_several_data_sets_learns_to_tell_them_apart(a_config, a_pac
         assert sum(likely.values()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("started_with_adapters", [True, False])
+@pytest.mark.parametrize("augment", [True, False])
+def test_new_auto_targets_are_learned_without_a_change_to_boxes_and_clicks(a_config, a_pack, tmp_path, augment,
+                                                                           started_with_adapters):
+    Trainer(a_config, tmp_path / "base").run(progress=False)
+    start = tmp_path / "base" / "model.safetensors"
+    shutil.copytree(a_pack, tmp_path / "more")
+    if started_with_adapters:
+        Trainer(replace(a_config, stage="adapt", start=str(start), model={}, phases=(Phase(64, 2, 2),),
+                        data=(str(a_pack), str(tmp_path / "more"))), tmp_path / "adapt").run(progress=False)
+        start = tmp_path / "adapt" / "model.safetensors"
+    targets = (AutoTarget("square", "synthetic", sources=("shapes:2",)), *a_config.auto_targets)
+    config = replace(a_config, stage="adapt", start=str(start), model={}, phases=(Phase(64, 30, 4, 1),),
+                     auto_targets=targets, targets_only=True, augment=augment, learning_rate=3e-3, average=0.5)
+    Trainer(config, tmp_path / "targets").run(progress=False)
+    models = [load_checkpoint(path) for path in (start, tmp_path / "targets" / "model.safetensors")]
+    assert models[1].adapters_trained == started_with_adapters
+    assert {"training_base", "training_targets"} <= models[1].metadata.keys()
+    before, after = (Predictor(model, "cpu", "fp32") for model in models)
+    image = np.asarray(Image.open(a_pack / "images" / "case5.png"))
+    for predictor in (before, after):
+        predictor.set_image(image)
+    for prompt in ({"box": np.array([4, 48, 15, 59])},
+                   {"point_coords": np.array([[30, 30], [10, 50]]), "point_labels": np.array([1, 0])}):
+        results = [predictor.predict(**prompt, return_logits=True) for predictor in (before, after)]
+        assert all(np.array_equal(one, other) for one, other in zip(*results, strict=True))
+    assert [target.name for target in after.auto_targets] == ["square", "disk"]
+    assert not np.array_equal(before.predict_auto("disk", True)[0], after.predict_auto("disk", True)[0])
+    log = (tmp_path / "targets" / "log.csv").read_text()
+    losses = [float(line.split(",")[2]) for line in log.splitlines() if line.split(",")[1] == "loss"]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert "box" not in log
+    assert "point" not in log
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"model": {"experts": 2}}, "prompt_tokens alone"), ({"phases": (Phase(32, 1, 2),)}, "size of the start, 64"),
+    ({"auto_targets": ()}, "what is to be found"), ({"train_decoder": True}, "not together with train_decoder"),
+    ({"stage": "base"}, "for the adapt stage")])
+def test_what_would_change_more_than_auto_targets_is_refused(a_config, tmp_path, change, message):
+    Trainer(replace(a_config, auto_targets=()), tmp_path / "base").run(stop_after=1, progress=False)
+    config = {"stage": "adapt", "start": str(tmp_path / "base" / "model.safetensors"), "model": {},
+              "targets_only": True, **change}
+    with pytest.raises(DataError, match=message):
+        Trainer(replace(a_config, **config), tmp_path / "run")
+
+
+def test_targets_too_small_to_be_seen_do_not_end_a_run(a_config, a_pack, tmp_path):
+    Trainer(a_config, tmp_path / "base").run(stop_after=1, progress=False)
+    for path in (a_pack / "labels").iterdir():
+        label = np.zeros((64, 64), np.uint8)
+        label[30, 30:33] = 1
+        Image.fromarray(label).save(path)
+    config = replace(a_config, stage="adapt", start=str(tmp_path / "base" / "model.safetensors"), model={},
+                     targets_only=True)
+    Trainer(config, tmp_path / "run").run(stop_after=2, progress=False)
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def test_what_the_start_learned_from_is_not_forgotten(a_config, a_pack, tmp_path):
     Trainer(a_config, tmp_path / "base").run(stop_after=1, progress=False)
     shutil.copytree(a_pack, tmp_path / "mine")
