@@ -70,6 +70,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         self.target = None  # what the active tool and the table's selection refer to
         self.message = ""  # the latest sentence for the status line
         self.placing = False  # this module switched Slicer to placing
+        self.persistence = 0  # of the user's own placing, before that
         self.creating = False  # nodes are being made for a tool, which stays on
         self.shortcuts = []  # (shortcut, its button or None) while the module is entered
         self.drawnBox = None  # (ROI node, first corner or None)
@@ -194,6 +195,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
     def onSegmentSelected(self, *unused):
         placing = None if self.creating else self.checkedTool()
         self.target = None
+        self.logic.forgetDeleted()  # a segment that was deleted elsewhere takes its prompts with it
         if self.ui.volumeSelector.currentNode() and self.selectedSegmentId():
             self.takeTarget()
         if placing and self.target is not None:
@@ -265,6 +267,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         applicationLogic.GetSelectionNode().SetReferenceActivePlaceNodeClassName(node.GetClassName())
         applicationLogic.GetSelectionNode().SetActivePlaceNodeID(node.GetID())
         interaction = applicationLogic.GetInteractionNode()
+        self.persistence = interaction.GetPlaceModePersistence()
         interaction.SetPlaceModePersistence(kind != "box")
         interaction.SetCurrentInteractionMode(slicer.vtkMRMLInteractionNode.Place)
         self.placing = True
@@ -282,6 +285,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         if self.placing and interaction is not None:
             self.placing = False
             interaction.SetCurrentInteractionMode(slicer.vtkMRMLInteractionNode.ViewTransform)
+            interaction.SetPlaceModePersistence(self.persistence)
         self.removeObservers(self.onPicked)
         self.logic.removePickNode()
         if self.drawnBox is not None:
@@ -358,9 +362,17 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         self.logic.smoothing = self.ui.smoothingSpinBox.value
 
     def fillViews(self):
-        self.ui.viewComboBox.clear()
+        """List the slice views, keeping the chosen one, and the range with it."""
+        views, chosen = self.ui.viewComboBox, self.ui.viewComboBox.currentData
+        wasBlocked = views.blockSignals(True)
+        views.clear()
         for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-            self.ui.viewComboBox.addItem(f"{node.GetLayoutName()} ({node.GetOrientation()})", node.GetID())
+            views.addItem(f"{node.GetLayoutName()} ({node.GetOrientation()})", node.GetID())
+        found = views.findData(chosen) if chosen else -1
+        views.setCurrentIndex(max(0, found))
+        views.blockSignals(wasBlocked)
+        if found < 0:
+            self.updateRange()
 
     # --- jobs and status -------------------------------------------------------------------------------------------
 

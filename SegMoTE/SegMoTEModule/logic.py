@@ -50,13 +50,13 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         """Add points to a segment's prompts and update its mask; positives and negatives are lists of (R, A, S)."""
         target = self._checked(self.target(volumeNode, segmentationNode, segmentId))
         orientation = self._orientation(volumeNode, view)
-        prompts = self._segments().prompts(segmentationNode, segmentId)
+        prompts = self._segments().prompts(target)
         before = prompts.snapshot()
         try:
             with prompts.quiet():
                 for points, positive in ((positives, True), (negatives, False)):
                     for point in points:
-                        prompts.add_point(volumeNode, point, positive, orientation)
+                        prompts.add_point(point, positive, orientation)
             self._updateAndWait(target)
         except Exception:
             prompts.restore(before)
@@ -68,11 +68,11 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         Once for each separate piece of the object; a box that mostly covers an earlier one takes its place.
         """
         target = self._checked(self.target(volumeNode, segmentationNode, segmentId))
-        prompts = self._segments().prompts(segmentationNode, segmentId)
+        prompts = self._segments().prompts(target)
         before = prompts.snapshot()
         try:
             with prompts.quiet():
-                prompts.add_box(volumeNode, corners, self._orientation(volumeNode, view))
+                prompts.add_box(corners, self._orientation(volumeNode, view))
             self._updateAndWait(target)
         except Exception:
             prompts.restore(before)
@@ -149,7 +149,7 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
     def clearPrompts(self, target):
         """Remove a segment's prompts and the mask they made, as one undo step."""
         segments = self._segments()
-        prompts = segments.prompts(target.segmentation, target.segment_id)
+        prompts = segments.prompts(target)
         with prompts.quiet():
             prompts.clear()
         self._asked = target
@@ -170,21 +170,21 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
     def promptNode(self, target, kind):
         """The markups node that the user places "positive" or "negative" points, or a "box", into."""
         self._checked(target)
-        prompts = self._segments().prompts(target.segmentation, target.segment_id)
-        node = prompts.start_box(target.volume) if kind == "box" else prompts.node(kind)
-        prompts.follow(target.volume)
+        prompts = self._segments().prompts(target)
+        node = prompts.start_box() if kind == "box" else prompts.node(kind)
+        prompts.follow()
         return node
 
     def finishBox(self, target, node, first):
         """Make a prompt of a drawn ROI whose first corner was at ``first``."""
-        prompts = self._segments().prompts(target.segmentation, target.segment_id)
-        prompts.finish_box(target.volume, node, first, self._viewAt(target.volume, np.array(first)))
+        prompts = self._segments().prompts(target)
+        prompts.finish_box(node, first, self._viewAt(target.volume, np.array(first)))
 
     def promptsChanged(self, target):
         """Update a segment after its prompts were changed in the views."""
         segments = self._segments()
-        prompts = segments.prompts(target.segmentation, target.segment_id)
-        prompts.orient_new(target.volume, lambda position: self._viewAt(target.volume, position))
+        prompts = segments.prompts(target)
+        prompts.orient_new(lambda position: self._viewAt(target.volume, position))
         self._asked = target
         self._whenLoaded(lambda: segments.update(target))
 
@@ -205,16 +205,17 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         """Show a segment's prompts, hide those of others, and call back when the user changes them."""
         if self._segmenter is None:
             return
-        if self._observed is not None and self._observed.segment_exists():
+        self.forgetDeleted()
+        if self._observed is not None and self._observed.target.exists():
             self._observed.observe(None)
             self._observed.set_visible(False)
-        self._observed = self._segmenter.prompts(target.segmentation, target.segment_id)
+        self._observed = self._segmenter.prompts(target)
         self._observed.set_visible(True)
         self._observed.observe(changed)
 
     def hasPrompts(self, target):
         return (target is not None and self._segmenter is not None and target.exists()
-                and not self._segmenter.prompts(target.segmentation, target.segment_id).is_empty())
+                and not self._segmenter.prompts(target).is_empty())
 
     def canUndo(self):
         return self._segmenter is not None and self._segmenter.can_undo()

@@ -73,7 +73,8 @@ class VolumeLogic:
         self._checked(target)
         stack = stack_along(self._orientation(target.volume, view), target.volume)
         first, last = sliceRange or (0, len(stack) - 1)
-        self._whenLoaded(lambda: self._volumeRuns().propagate(target, stack, first, last, direction))
+        self._whenLoaded(lambda: self._segments().inherit(
+            target, lambda: self._volumeRuns().propagate(target, stack, first, last, direction)))
 
     def startEverything(self, volumeNode, view="axial"):
         """``findEverything`` without waiting."""

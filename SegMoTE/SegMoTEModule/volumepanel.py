@@ -13,8 +13,6 @@ class VolumePanel:
 
     def connectVolumeWidgets(self):
         ui = self.ui
-        ui.rangeWidget.setDecimals(0)
-        ui.rangeWidget.setSingleStep(1)
         ui.viewComboBox.connect("currentIndexChanged(int)", lambda index: self.updateRange())
         for button, direction in ((ui.towardsFirstButton, -1), (ui.bothWaysButton, 0), (ui.towardsLastButton, 1)):
             button.connect("clicked()", self.guarded(lambda direction=direction: self.onPropagate(direction)))

@@ -65,7 +65,7 @@ def bench_click(model: str, path: Path | None, clicks: int) -> dict[str, object]
 
 def _click(segmenter: SceneSegmenter, target: Target, world: np.ndarray, view: np.ndarray) -> dict[str, float]:
     started = time.perf_counter()
-    segmenter.prompts(target.segmentation, target.segment_id).add_point(target.volume, world, True, view)
+    segmenter.prompts(target).add_point(world, True, view)
     segmenter.update(target)
     asked = time.perf_counter()
     segmenter.jobs.finish()

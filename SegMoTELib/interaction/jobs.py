@@ -134,7 +134,12 @@ class Jobs:
         for callback, job, result in finished:
             if not job.cancelled():
                 count += 1
-                callback(result)
+                try:
+                    callback(result)
+                except Exception as error:
+                    if callback == job.failed:
+                        raise
+                    job.failed(error)  # the other results of this call must not be lost
         return count
 
     def finish(self, timeout: float = 3600.0) -> None:

@@ -1,4 +1,5 @@
-"""Prompts as ordinary markups: points and boxes of one segment, told apart by the slice plane they were placed on.
+"""Prompts as ordinary markups: points and boxes of one segment on one volume, told apart by the slice plane they were
+placed on.
 
 The markups sit under the volume's parent transform, so their own coordinates are the volume's own RAS millimetres. A
 point remembers the orientation of the view it was placed in as its control point orientation, a box as that of the ROI.
@@ -15,22 +16,24 @@ import numpy as np
 import slicer
 import slicer.util
 
-from SegMoTELib.errors import PromptError, SegMoTEError
+from SegMoTELib.errors import PromptError, SegMoTEError, VolumeError
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.volume import Volume
+from SegMoTELib.mrml.target import Target
 from SegMoTELib.mrml.volumes import to_own_ras, volume_of, world_to_volume
 
 OWNER = "SegMoTE.Segment"  # node attribute: the segment that the prompts belong to
 KIND = "SegMoTE.Prompt"  # node attribute: one of POSITIVE, NEGATIVE, BOX
-SEGMENTATION = "SegMoTE.Segmentation"  # role of the reference to the segmentation
+SEGMENTATION, VOLUME = "SegMoTE.Segmentation", "SegMoTE.Volume"  # roles of references to nodes
 POSITIVE, NEGATIVE, BOX, DRAWING = "positive", "negative", "box", "drawing"
+FRAME = "frame"  # of a snapshot
 COLORS = {POSITIVE: (0.10, 0.75, 0.25), NEGATIVE: (0.90, 0.15, 0.15), BOX: (0.95, 0.75, 0.10),
           DRAWING: (0.95, 0.75, 0.10)}
 SUFFIX = {POSITIVE: "points", NEGATIVE: "excluded", BOX: "box", DRAWING: "box being drawn"}
 REDRAWN = 0.3  # overlap (intersection over union) from which a new box takes the place of the one there
 BOX_DEPTH = 1.0  # slices: thickness of the ROI along its view's normal
 EVENTS = {POSITIVE: ("PointPositionDefinedEvent", "PointEndInteractionEvent", "PointRemovedEvent"),
-          BOX: ("PointEndInteractionEvent",), DRAWING: ()}
+          BOX: ("PointEndInteractionEvent", "PointRemovedEvent"), DRAWING: ()}
 EVENTS[NEGATIVE] = EVENTS[POSITIVE]
 ORIENTED = "placed in a slice view"  # description of a control point whose orientation is that of its view
 
@@ -58,18 +61,28 @@ class PlanePrompts:
 
 
 class PromptSet:
-    """The markups of one segment. The module's own; no other markups are ever touched.
+    """The markups of one segment on one volume. The module's own; no other markups are ever touched.
 
     Args:
-        scene: vtkMRMLScene. segmentation: vtkMRMLSegmentationNode. segment_id: of an existing segment.
+        scene: vtkMRMLScene. target: a volume and an existing segment.
+
+    Attributes:
+        inherited: planes with prompts that were there before this object, as in a loaded scene. found: their snapshot.
     """
 
-    def __init__(self, scene: Any, segmentation: Any, segment_id: str) -> None:
-        self.scene, self.segmentation, self.segment_id = scene, segmentation, segment_id
+    def __init__(self, scene: Any, target: Target) -> None:
+        self.scene, self.target = scene, target
         self._changed: Callable[[], None] | None = None
         self._observed: list[tuple[Any, int]] = []
         self._made: list[Any] = []  # still to be found when the segmentation is gone
         self._quiet = 0
+        self._visible = True
+        self._frame: np.ndarray | None = None  # the volume's IJK to RAS that the markups' coordinates are of
+        try:
+            self.inherited = [] if self.is_empty() else self.on_planes()[0]
+        except VolumeError:  # to be told when prompts are answered
+            self.inherited = []
+        self.found = self.snapshot()
 
     def node(self, kind: str) -> Any:
         """The fiducial list of ``POSITIVE`` or ``NEGATIVE`` points, made when first asked for."""
@@ -77,20 +90,28 @@ class PromptSet:
         return found[0] if found else self._create("vtkMRMLMarkupsFiducialNode", kind)
 
     def boxes(self) -> list[Any]:
-        """The ROI nodes: on each plane one for every separate piece of the object."""
-        return self._nodes(BOX)
+        """The ROI nodes: on each plane one for every separate piece; not those whose centre was deleted."""
+        return [node for node in self._nodes(BOX) if all(node.GetSize()[:2])]
 
-    def follow(self, volume_node: Any) -> None:
-        """Put the markups under the volume's transform."""
+    def follow(self) -> None:
+        """Keep the markups on the image: under the volume's transform, or moved with it once that was hardened.
+
+        Raises:
+            VolumeError: the volume cannot be segmented.
+        """
+        frame, transform = volume_of(self.target.volume).ijk_to_ras, self.target.volume.GetTransformNodeID()
+        if self._frame is not None and not np.array_equal(self._frame, frame):
+            self._place(_moved(self.snapshot(), frame @ np.linalg.inv(self._frame)))
+        self._frame = frame.copy()
         for node in self._all():
-            if node.GetTransformNodeID() != volume_node.GetTransformNodeID():
-                node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+            if node.GetTransformNodeID() != transform:
+                node.SetAndObserveTransformNodeID(transform)
 
-    def add_point(self, volume_node: Any, world: np.ndarray, positive: bool, orientation: np.ndarray) -> None:
+    def add_point(self, world: np.ndarray, positive: bool, orientation: np.ndarray) -> None:
         """Place a point.
 
         Args:
-            volume_node: what it is placed on. world: (3,) world RAS millimetres.
+            world: (3,) world RAS millimetres.
             orientation: (3, 3) or (4, 4), columns right, up and normal of the view, world RAS.
 
         Raises:
@@ -100,19 +121,19 @@ class PromptSet:
         if world.shape != (3,) or not np.isfinite(world).all():
             raise PromptError("A point needs three finite coordinates: R, A and S in millimetres.")
         node = self.node(POSITIVE if positive else NEGATIVE)
-        self.follow(volume_node)
+        self.follow()
         with self.quiet():
-            index = node.AddControlPoint(to_own_ras(volume_node, world).tolist())
-            _set_orientation(node, index, _own_rotation(volume_node, orientation))
+            index = node.AddControlPoint(to_own_ras(self.target.volume, world).tolist())
+            _set_orientation(node, index, _own_rotation(self.target.volume, orientation))
         self.changed()
 
-    def orient_new(self, volume_node: Any, view_at: Callable[[np.ndarray], np.ndarray]) -> None:
+    def orient_new(self, view_at: Callable[[np.ndarray], np.ndarray]) -> None:
         """Tell the points that the user has just placed which view that was in; older ones keep theirs.
 
         Args:
             view_at: (3,) world RAS -> orientation of the view, see ``add_point``.
         """
-        self.follow(volume_node)
+        self.follow()
         with self.quiet():
             for kind in (POSITIVE, NEGATIVE):
                 for node in self._nodes(kind):
@@ -120,17 +141,17 @@ class PromptSet:
                         if node.GetNthControlPointDescription(index) != ORIENTED:
                             world = [0.0] * 3
                             node.GetNthControlPointPositionWorld(index, world)
-                            _set_orientation(node, index, _own_rotation(volume_node, view_at(np.array(world))))
+                            _set_orientation(node, index, _own_rotation(self.target.volume, view_at(np.array(world))))
 
-    def start_box(self, volume_node: Any) -> Any:
+    def start_box(self) -> Any:
         """An empty ROI node for the user to draw in a slice view; ``finish_box`` takes it when both corners are set."""
         for node in self._nodes(DRAWING):
             self.scene.RemoveNode(node)
         node = self._create("vtkMRMLMarkupsROINode", DRAWING)
-        self.follow(volume_node)
+        self.follow()
         return node
 
-    def finish_box(self, volume_node: Any, node: Any, first: np.ndarray, orientation: np.ndarray) -> Any:
+    def finish_box(self, node: Any, first: np.ndarray, orientation: np.ndarray) -> Any:
         """Make a box of a drawn ROI; arguments, result and errors as in ``add_box``.
 
         Args:
@@ -139,13 +160,13 @@ class PromptSet:
         center = [0.0] * 3
         node.GetCenterWorld(center)
         self.scene.RemoveNode(node)
-        return self.add_box(volume_node, np.array([first, 2 * np.array(center) - first]), orientation)
+        return self.add_box(np.array([first, 2 * np.array(center) - first]), orientation)
 
-    def add_box(self, volume_node: Any, corners: np.ndarray, orientation: np.ndarray) -> Any:
+    def add_box(self, corners: np.ndarray, orientation: np.ndarray) -> Any:
         """Place a box on a plane, beside those there; one drawn anew, which mostly covers the same, takes its place.
 
         Args:
-            corners: (2, 3) opposite corners, world RAS millimetres. volume_node, orientation: see ``add_point``.
+            corners: (2, 3) opposite corners, world RAS millimetres. orientation: see ``add_point``.
 
         Returns:
             The ROI node.
@@ -156,11 +177,13 @@ class PromptSet:
         corners = np.asarray(corners, np.float64)
         if corners.shape != (2, 3) or not np.isfinite(corners).all():
             raise PromptError("A box needs two opposite corners: R, A and S in millimetres.")
-        rotation, own = _own_rotation(volume_node, orientation), to_own_ras(volume_node, corners)
+        self.follow()
+        rotation = _own_rotation(self.target.volume, orientation)
+        own = to_own_ras(self.target.volume, corners)
         size = np.abs((own[1] - own[0]) @ rotation)
         if (size[:2] <= 0).any():
             raise PromptError("The box is empty; draw it around the object.")
-        volume = volume_of(volume_node)
+        volume = volume_of(self.target.volume)
         center = own.mean(axis=0)
         plane = _plane(volume, rotation, center)
         with self.quiet():
@@ -170,19 +193,19 @@ class PromptSet:
                 if _belongs(plane, volume, *frame) and _overlap(away, size[:2], extent) > REDRAWN:
                     self.scene.RemoveNode(other)
             node = self._create("vtkMRMLMarkupsROINode", BOX)
-            self.follow(volume_node)
+            self.follow()
             _set_box(node, rotation, center, (*size[:2], BOX_DEPTH * plane.thickness(volume)))
         self.changed()
         return node
 
-    def on_planes(self, volume_node: Any) -> tuple[list[PlanePrompts], list[str]]:
+    def on_planes(self) -> tuple[list[PlanePrompts], list[str]]:
         """The prompts by plane, and sentences about those that cannot be used.
 
         Raises:
             VolumeError: the volume cannot be segmented.
         """
-        volume = volume_of(volume_node)
-        self.follow(volume_node)
+        volume = volume_of(self.target.volume)
+        self.follow()
         groups: list[tuple[SlicePlane, list[tuple[str, np.ndarray]]]] = []
         problems = []
         for kind, rotation, center, content in self._entries():
@@ -201,13 +224,22 @@ class PromptSet:
         return [_plane_prompts(plane, entries) for plane, entries in groups], problems
 
     def snapshot(self) -> dict:
-        """Everything needed to come back to these prompts."""
+        """Everything needed to come back to these prompts, in own RAS, and the volume's IJK to RAS that this is of."""
         points = {kind: [(_position(node, i), _orientation(node, i)) for node in self._nodes(kind)
                          for i in _defined(node)] for kind in (POSITIVE, NEGATIVE)}
-        return {**points, BOX: [(*_box_frame(node), list(node.GetSize())) for node in self.boxes()]}
+        return {**points, BOX: [(*_box_frame(node), list(node.GetSize())) for node in self.boxes()], FRAME: self._frame}
 
     def restore(self, snapshot: dict) -> None:
-        """Come back to a snapshot."""
+        """Come back to a snapshot; where the volume's geometry is another by now, to the same places of the image."""
+        frame = volume_of(self.target.volume).ijk_to_ras
+        if snapshot[FRAME] is not None and not np.array_equal(snapshot[FRAME], frame):
+            snapshot = _moved(snapshot, frame @ np.linalg.inv(snapshot[FRAME]))
+        self._place(snapshot)
+        self._frame = frame.copy()
+        self.follow()
+
+    def _place(self, snapshot: dict) -> None:
+        """Put markups at the places of a snapshot; nodes that are there are used again: one may be placed into now."""
         with self.quiet():
             for kind in (POSITIVE, NEGATIVE):
                 for node in self._nodes(kind):
@@ -215,12 +247,12 @@ class PromptSet:
                 for position, rotation in snapshot[kind]:
                     node = self.node(kind)
                     _set_orientation(node, node.AddControlPoint(position.tolist()), rotation)
-            transform = self.node(POSITIVE).GetTransformNodeID()
-            for node in self.boxes():
-                self.scene.RemoveNode(node)
-            for rotation, center, size in snapshot[BOX]:
-                node = self._create("vtkMRMLMarkupsROINode", BOX)
-                node.SetAndObserveTransformNodeID(transform)
+            there = self.boxes()
+            for node in self._nodes(BOX):
+                if node not in there[:len(snapshot[BOX])]:
+                    self.scene.RemoveNode(node)
+            for index, (rotation, center, size) in enumerate(snapshot[BOX]):
+                node = there[index] if index < len(there) else self._create("vtkMRMLMarkupsROINode", BOX)
                 _set_box(node, rotation, center, size)
 
     def clear(self) -> None:
@@ -229,7 +261,7 @@ class PromptSet:
             for kind in (POSITIVE, NEGATIVE):
                 for node in self._nodes(kind):
                     node.RemoveAllControlPoints()
-            for node in self.boxes():
+            for node in self._nodes(BOX):
                 self.scene.RemoveNode(node)
         self.changed()
 
@@ -242,14 +274,10 @@ class PromptSet:
         self._made = []
 
     def set_visible(self, visible: bool) -> None:
-        """Show or hide the markups."""
+        """Show or hide the markups, those to come as well."""
+        self._visible = visible
         for node in self._all():
             node.SetDisplayVisibility(visible)
-
-    def segment_exists(self) -> bool:
-        """False once the segment or its segmentation was deleted."""
-        return (self.segmentation.GetScene() is not None
-                and self.segmentation.GetSegmentation().GetSegment(self.segment_id) is not None)
 
     def is_empty(self) -> bool:
         """True without any placed point or box."""
@@ -262,6 +290,8 @@ class PromptSet:
             node.RemoveObserver(tag)
         self._observed = []
         if changed is not None:
+            removed = slicer.vtkMRMLScene.NodeRemovedEvent
+            self._observed.append((self.scene, self.scene.AddObserver(removed, lambda *_: self._node_removed())))
             for node in self._all():
                 self._watch(node)
 
@@ -284,17 +314,27 @@ class PromptSet:
             event = getattr(slicer.vtkMRMLMarkupsNode, name)
             self._observed.append((node, node.AddObserver(event, lambda *_: self.changed())))
 
+    def _node_removed(self) -> None:
+        """A markups node may have been deleted by its menu in a view, or in the Data module."""
+        gone = [node for node, _ in self._observed if node is not self.scene and node.GetScene() is None]
+        self._observed = [(node, tag) for node, tag in self._observed if node not in gone]
+        if gone:
+            self.changed()
+
     def _create(self, class_name: str, kind: str) -> Any:
-        segment = self.segmentation.GetSegmentation().GetSegment(self.segment_id)
+        segmentation, segment_id = self.target.segmentation, self.target.segment_id
         node = self.scene.CreateNodeByClass(class_name)
         node.UnRegister(None)
-        node.SetName(f"{segment.GetName()} {SUFFIX[kind]}")
-        node.SetAttribute(OWNER, self.segment_id)
+        node.SetName(f"{segmentation.GetSegmentation().GetSegment(segment_id).GetName()} {SUFFIX[kind]}")
+        node.SetAttribute(OWNER, segment_id)
         node.SetAttribute(KIND, kind)
-        node = self.scene.AddNode(node)
+        with _placing_kept(self.scene):
+            node = self.scene.AddNode(node)
         self._made.append(node)
-        node.SetNodeReferenceID(SEGMENTATION, self.segmentation.GetID())
+        node.SetNodeReferenceID(SEGMENTATION, segmentation.GetID())
+        node.SetNodeReferenceID(VOLUME, self.target.volume.GetID())
         node.CreateDefaultDisplayNodes()
+        node.SetDisplayVisibility(self._visible)
         _style(node.GetDisplayNode(), kind)
         if kind not in (BOX, DRAWING):
             node.SetControlPointLabelFormat("")
@@ -309,8 +349,9 @@ class PromptSet:
         found = self.scene.GetNodesByClass("vtkMRMLMarkupsNode")
         found.UnRegister(None)
         nodes = [found.GetItemAsObject(i) for i in range(found.GetNumberOfItems())]
-        return [node for node in nodes if node.GetAttribute(OWNER) == self.segment_id
-                and node.GetNodeReferenceID(SEGMENTATION) == self.segmentation.GetID()]
+        return [node for node in nodes if node.GetAttribute(OWNER) == self.target.segment_id
+                and node.GetNodeReferenceID(SEGMENTATION) == self.target.segmentation.GetID()
+                and node.GetNodeReferenceID(VOLUME) == self.target.volume.GetID()]
 
     def _entries(self):
         """Every prompt: kind, (3, 3) rotation, (3,) centre, and what ``PlanePrompts`` holds of it."""
@@ -323,6 +364,32 @@ class PromptSet:
             rotation, center = _box_frame(node)
             half = rotation[:, :2] @ np.array(node.GetSize())[:2] / 2
             yield BOX, rotation, center, np.array([center - half, center + half])
+
+
+@contextmanager
+def _placing_kept(scene: Any):
+    """Within it, a new markups node does not become the one that the user's clicks go to."""
+    selection = scene.GetFirstNodeByClass("vtkMRMLSelectionNode")
+    if selection is None:
+        yield
+        return
+    active = selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()
+    yield
+    selection.SetReferenceActivePlaceNodeClassName(active[0])
+    selection.SetActivePlaceNodeID(active[1])
+
+
+def _moved(snapshot: dict, matrix: np.ndarray) -> dict:
+    """A snapshot with all places moved by (4, 4), orientations kept orthonormal."""
+    def place(position: np.ndarray) -> np.ndarray:
+        return matrix[:3, :3] @ position + matrix[:3, 3]
+
+    return {**snapshot, **{kind: [(place(position), _turned(matrix, rotation)) for position, rotation in snapshot[kind]]
+                           for kind in (POSITIVE, NEGATIVE)},
+            BOX: [(_turned(matrix, rotation), place(center),
+                   [length * float(np.linalg.norm(matrix[:3, :3] @ axis))
+                    for length, axis in zip(size, rotation.T, strict=True)])
+                  for rotation, center, size in snapshot[BOX]]}
 
 
 def _plane(volume: Volume, rotation: np.ndarray, center: np.ndarray) -> SlicePlane:
@@ -353,7 +420,12 @@ def _plane_prompts(plane: SlicePlane, entries: list[tuple[str, np.ndarray]]) -> 
 
 def _own_rotation(volume_node: Any, orientation: np.ndarray) -> np.ndarray:
     """(3, 3) unit columns of a view in the volume's own RAS."""
-    axes = world_to_volume(volume_node)[:3, :3] @ np.asarray(orientation, np.float64)[:3, :3]
+    return _turned(world_to_volume(volume_node), np.asarray(orientation, np.float64)[:3, :3])
+
+
+def _turned(matrix: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """(3, 3) unit columns right, up and normal, seen through a (4, 4) matrix."""
+    axes = matrix[:3, :3] @ rotation
     right = axes[:, 0] / np.linalg.norm(axes[:, 0])
     normal = np.cross(right, axes[:, 1])
     normal /= np.linalg.norm(normal)

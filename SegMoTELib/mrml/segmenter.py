@@ -19,7 +19,7 @@ from SegMoTELib.imaging.volume import Volume
 from SegMoTELib.interaction.carrying import Crop
 from SegMoTELib.interaction.jobs import Job, Jobs
 from SegMoTELib.interaction.session import PlaneMask, Session
-from SegMoTELib.mrml.prompts import BOX, NEGATIVE, POSITIVE, PlanePrompts, PromptSet
+from SegMoTELib.mrml.prompts import BOX, FRAME, NEGATIVE, POSITIVE, PlanePrompts, PromptSet
 from SegMoTELib.mrml.segments import Change, SegmentWriter, Written, prepare_segmentation, segment_mask
 from SegMoTELib.mrml.target import Target
 from SegMoTELib.mrml.volumes import volume_of, window_of
@@ -31,7 +31,7 @@ HISTORY = 50  # undo steps
 PREFETCHED = 8  # slices to either side of the one on view
 PREFETCH = "prefetch"  # key of its jobs
 PARALLEL = 1 - 1e-6  # cosine
-NO_PROMPTS: dict = {POSITIVE: [], NEGATIVE: [], BOX: []}
+NO_PROMPTS: dict = {POSITIVE: [], NEGATIVE: [], BOX: [], FRAME: None}
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,36 @@ class SceneSegmenter:
 
     # --- prompts ---------------------------------------------------------------------------------------------------
 
-    def prompts(self, segmentation: Any, segment_id: str) -> PromptSet:
-        """The markups of a segment."""
-        key = (segmentation.GetID(), segment_id)
-        if key not in self._prompts:
-            self._prompts[key] = PromptSet(self.scene, segmentation, segment_id)
-        return self._prompts[key]
+    def prompts(self, target: Target) -> PromptSet:
+        """The markups of a segment on a volume."""
+        if target.key not in self._prompts:
+            self._prompts[target.key] = PromptSet(self.scene, target)
+        return self._prompts[target.key]
+
+    def inherit(self, target: Target, then: Callable[[], Any]) -> None:
+        """Answer prompts that came with a loaded scene, to know what of the segment is theirs; go on after that.
+
+        Without such prompts, or once they are known, goes on at once.
+        """
+        prompts = self.prompts(target)
+        planes = prompts.inherited
+        if not planes:
+            then()
+            return
+        session = self._session(target.volume)
+
+        def done(result: tuple[list[PlaneMask | None], list[str]]) -> None:
+            prompts.inherited = []
+            volume = volume_of(target.volume)
+            answers = {plane.plane.key(): Answer(plane, found.logits, self.writer.held(
+                target.segmentation, target.segment_id, target.volume, plane.plane.insert(found.mask, volume, True)))
+                for plane, found in zip(planes, result[0], strict=False) if found is not None}
+            self._answers[target.key], self._known[target.key] = answers, prompts.found
+            then()
+
+        self.jobs.submit(("prompts", *target.key),
+                         lambda job: _answer_all(session, [(plane, None, None) for plane in planes], job),
+                         done, self.failed, label="Segmenting")
 
     def update(self, target: Target) -> None:
         """Bring the segment up to date with its prompts: a job for the planes on which they changed.
@@ -124,8 +148,11 @@ class SceneSegmenter:
             SegMoTEError: the volume, or the segment, cannot be used; the scene is unchanged then.
         """
         SegmentWriter.check(target.segmentation, target.segment_id)
-        prompts = self.prompts(target.segmentation, target.segment_id)
-        planes, problems = prompts.on_planes(target.volume)
+        self.inherit(target, lambda: self._update(target))
+
+    def _update(self, target: Target) -> None:
+        prompts = self.prompts(target)
+        planes, problems = prompts.on_planes()
         for problem in problems:
             self.told(problem, True)
         answers = self._answers.get(target.key, {})
@@ -175,7 +202,7 @@ class SceneSegmenter:
                  if not self._is_prompted(answers.get(stack.planes[index].key()))]
         empty = [stack.planes[index].key() for index in span if index not in masks]
         dropped = [key for key in empty if key in answers and not self._is_prompted(answers[key])]
-        snapshot = self.prompts(target.segmentation, target.segment_id).snapshot()
+        snapshot = self.prompts(target).snapshot()
         return self._apply(target, snapshot, [None] * len(found), found, dropped)
 
     def holds_run(self, target: Target, stack: PlaneStack) -> bool:
@@ -258,7 +285,9 @@ class SceneSegmenter:
 
     def accept(self, segmentation: Any, segment_id: str) -> None:
         """Remove the segment's prompts and keep its mask as it is, e.g. before the next object."""
-        self._forget((segmentation.GetID(), segment_id))
+        of_segment = (segmentation.GetID(), segment_id)
+        for key in {key for key in (*self._prompts, *self._answers) if key[:2] == of_segment}:
+            self._forget(key)
 
     def _forget(self, key: tuple) -> None:
         self.jobs.cancel(("prompts", *key))
@@ -272,9 +301,9 @@ class SceneSegmenter:
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def forget_deleted(self) -> None:
-        """Remove the prompts of segments and segmentations that were deleted."""
+        """Remove the prompts of segments, segmentations and volumes that were deleted."""
         for key, prompts in list(self._prompts.items()):
-            if not prompts.segment_exists():
+            if not prompts.target.exists():
                 self._forget(key)
 
     def use(self, predictor: Any) -> None:
@@ -383,6 +412,9 @@ class SceneSegmenter:
             if answer is not None:
                 answers[key] = Answer(prompts, answer.logits, put)
                 self.seconds = answer.seconds
+        wrote = any(put is not None and put.added.any() for put in written)
+        if self.writer.masked and not wrote and any(answer is not None and answer.mask.any() for answer in found):
+            self.told("The Segment Editor's masking left nothing of this mask; change it there, under Masking.", False)
         before = (self._known.get(target.key, NO_PROMPTS), self._answers.get(target.key, {}))
         self._answers[target.key], self._known[target.key] = answers, snapshot
         self._done = [*self._done, Step(target, before, (snapshot, answers))][-HISTORY:]
@@ -407,7 +439,7 @@ class SceneSegmenter:
         again = [answer.written for key, answer in coming.items() if leaving.get(key) is not answer]
         self.writer.exchange(step.target.segmentation, step.target.segment_id, step.target.volume, back, again)
         self._answers[step.target.key], self._known[step.target.key] = coming, snapshot
-        self.prompts(step.target.segmentation, step.target.segment_id).restore(snapshot)
+        self.prompts(step.target).restore(snapshot)
         kept.append(taken.pop())
         return True
 

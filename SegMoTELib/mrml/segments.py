@@ -98,6 +98,18 @@ class SegmentWriter:
             for other, mask in taken.items():
                 self._modify(segmentation, other, grid, extent, mask, self.logic.ModificationModeRemove, exact=True)
 
+    @property
+    def masked(self) -> bool:
+        """Whether the masking that the latest write followed leaves something out."""
+        return bool(self.node.GetSourceVolumeIntensityMask()
+                    or self.node.GetMaskMode() != slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere)
+
+    def held(self, segmentation: Any, segment_id: str, volume: Any, patch: MaskPatch) -> Written:
+        """What a segment holds of a mask, as if it had been written there: for prompts that came with a scene."""
+        self._follow(segmentation, segment_id, volume)
+        grid, extent, owner = self._owners(segmentation, volume, [patch])
+        return Written(grid, extent, _stored(segmentation, segment_id, grid, extent) & (owner > 0), {})
+
     @staticmethod
     def check(segmentation: Any, segment_id: str) -> None:
         """Raise the ``SegmentError`` that writing would raise."""
@@ -106,6 +118,11 @@ class SegmentWriter:
             raise SegmentError("Choose a segment first, or add one.")
         if _is_locked(segment):
             raise SegmentError(f"The segment {segment.GetName()} is locked; unlock it, or choose another.")
+        labelmap = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
+        if segmentation.GetSegmentation().GetSourceRepresentationName() != labelmap and not all(
+                _is_empty(segmentation, one) for one in segmentation.GetSegmentation().GetSegmentIDs()):
+            raise SegmentError(f"{segmentation.GetName()} is not made of voxels; in the Segmentations module create its "
+                               "binary labelmap and make that the source, or choose another segmentation.")
 
     def _take_back(self, segmentation: Any, segment_id: str, written: list[Written]) -> None:
         for grid, extent, added, taken in _merged(written):
@@ -121,7 +138,7 @@ class SegmentWriter:
         ids = [segment_id]
         if self.node.GetOverwriteMode() != slicer.vtkMRMLSegmentEditorNode.OverwriteNone:
             ids = list(segmentation.GetSegmentation().GetSegmentIDs())
-        before = {one: _stored(segmentation, one, grid, extent) for one in ids}
+        before = _stored_all(segmentation, ids, grid, extent)
         self._modify(segmentation, segment_id, grid, extent, owner > 0, self.logic.ModificationModeAdd)
         added = _stored(segmentation, segment_id, grid, extent) & ~before.pop(segment_id)
         taken = {one: was & ~_stored(segmentation, one, grid, extent) for one, was in before.items()
@@ -170,8 +187,10 @@ class SegmentWriter:
         self.node.SetSourceVolumeIntensityMask(False)
         if users is not None:
             self.node.SetOverwriteMode(users.GetOverwriteMode())
-            self.node.SetMaskMode(users.GetMaskMode())
-            self.node.SetMaskSegmentID(users.GetMaskSegmentID())
+            single = users.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment
+            if not single or users.GetSegmentationNode() in (None, segmentation):  # an id means nothing in another one
+                self.node.SetMaskMode(users.GetMaskMode())
+                self.node.SetMaskSegmentID(users.GetMaskSegmentID())
             self.node.SetSourceVolumeIntensityMask(users.GetSourceVolumeIntensityMask())
             self.node.SetSourceVolumeIntensityMaskRange(*users.GetSourceVolumeIntensityMaskRange())
         self.logic.SetSegmentationNode(segmentation)
@@ -213,7 +232,8 @@ def _is_empty(segmentation: Any, segment_id: str) -> bool:
     labelmap = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     if labelmap is not None:
         return labelmap.IsEmpty()
-    return not segmentation.GetSegmentation().GetContainedRepresentationNames()
+    source = segmentation.GetSegmentation().GetSourceRepresentationName()
+    return segmentation.GetSegmentation().GetSegment(segment_id).GetRepresentation(source) is None
 
 
 def segment_mask(segmentation: Any, segment_id: str, volume: Any, extent: tuple[int, ...]) -> np.ndarray:
@@ -223,14 +243,25 @@ def segment_mask(segmentation: Any, segment_id: str, volume: Any, extent: tuple[
 
 def _stored(segmentation: Any, segment_id: str, grid: np.ndarray, extent: tuple[int, ...]) -> np.ndarray:
     """(k, j, i) bool: which voxels of a block of a grid in the segmentation's RAS are in a segment."""
-    source = slicer.vtkOrientedImageData()
-    segmentation.GetBinaryLabelmapRepresentation(segment_id, source)
+    return _stored_all(segmentation, [segment_id], grid, extent)[segment_id]
+
+
+def _stored_all(segmentation: Any, ids: list[str], grid: np.ndarray, extent: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """``_stored`` of several segments; labels that share an image are read from it once."""
     reference = _image(grid, extent, np.zeros(_shape(extent), np.uint8))
-    if source.IsEmpty():
-        return _array(reference) != 0
-    found = slicer.vtkOrientedImageData()
-    slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(source, reference, found)
-    return _array(found) != 0
+    layers: dict[Any, np.ndarray] = {}
+    stored = {}
+    for one in ids:
+        layer = segmentation.GetBinaryLabelmapInternalRepresentation(one)
+        if layer is None or layer.IsEmpty():
+            stored[one] = np.zeros(_shape(extent), bool)
+            continue
+        if layer not in layers:
+            found = slicer.vtkOrientedImageData()
+            slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(layer, reference, found)
+            layers[layer] = _array(found)
+        stored[one] = layers[layer] == segmentation.GetSegmentation().GetSegment(one).GetLabelValue()
+    return stored
 
 
 def _image(grid: np.ndarray, extent: tuple[int, ...], array: np.ndarray) -> Any:

@@ -15,9 +15,9 @@ class Target:
     segment_id: str
 
     @property
-    def key(self) -> tuple[str, str]:
-        """Hashable, by the nodes' ids."""
-        return self.segmentation.GetID(), self.segment_id
+    def key(self) -> tuple[str, str, str]:
+        """Hashable, by the nodes' ids; the segment's comes first."""
+        return self.segmentation.GetID(), self.segment_id, self.volume.GetID()
 
     def exists(self) -> bool:
         """False once a node or the segment was deleted."""

@@ -92,6 +92,18 @@ def test_errors_are_delivered_and_the_thread_goes_on(jobs, results):
     assert results == [ZeroDivisionError, "fine"]
 
 
+def test_a_callback_that_fails_is_told_and_the_next_results_still_come(jobs, results):
+    def fails(result):
+        raise ValueError("no place for it")
+
+    errors = []
+    jobs.submit("one", lambda job: 1, fails, errors.append)
+    jobs.submit("two", lambda job: 2, results.append, results.append)
+    jobs.finish()
+    assert [str(error) for error in errors] == ["no place for it"]
+    assert results == [2]
+
+
 def test_cancelling_all_delivers_nothing_even_what_was_finished(jobs, results, gate):
     jobs.submit("next", lambda job: "next", results.append, results.append)
     jobs.cancel()

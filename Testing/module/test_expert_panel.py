@@ -56,7 +56,7 @@ def test_closed_it_costs_nothing_but_says_in_words_who_answered(clicked, views):
 
 
 def test_opened_it_shows_the_router_and_the_attention_of_the_latest_answer(clicked, views):
-    clicked.ui.expertsButton.setCollapsed(False)
+    clicked.ui.expertsButton.collapsed = False
     settle(clicked)
     assert views == [1]
     view = clicked.logic._segmenter.predictor.expert_view()
@@ -75,7 +75,7 @@ def test_opened_it_shows_the_router_and_the_attention_of_the_latest_answer(click
 
 
 def test_open_it_follows_every_answer_once(clicked, views):
-    clicked.ui.expertsButton.setCollapsed(False)
+    clicked.ui.expertsButton.collapsed = False
     settle(clicked)
     first = picture(clicked).toImage()
     click(clicked, (8.0, 4.0, 0.0))
@@ -86,7 +86,7 @@ def test_open_it_follows_every_answer_once(clicked, views):
 
 
 def test_closing_the_scene_takes_the_picture_away(clicked, scene):
-    clicked.ui.expertsButton.setCollapsed(False)
+    clicked.ui.expertsButton.collapsed = False
     settle(clicked)
     scene.Clear(False)
     settle(clicked)
@@ -101,7 +101,7 @@ def test_a_model_without_experts_says_so(clicked, tmp_path):
     model = build_model(ModelConfig.tiny())
     model.adapters_trained = model.auto_trained = False
     save_checkpoint(model, tmp_path / "base.safetensors")
-    clicked.ui.expertsButton.setCollapsed(False)
+    clicked.ui.expertsButton.collapsed = False
     clicked.logic.setModel(str(tmp_path / "base.safetensors"))
     click(clicked, (2.0, 0.0, 0.0))
     assert "no trained experts" in clicked.ui.expertLabel.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -15,9 +14,10 @@ import vtk
 
 pytest.importorskip("PySide6.QtWidgets")
 slicer = pytest.importorskip("slicer")
-from PySide6 import QtCore, QtGui, QtTest, QtWidgets  # noqa: E402
+from PySide6 import QtCore, QtGui, QtWidgets  # noqa: E402
 
 from SegMoTELib.mrml.segments import segment_mask  # noqa: E402
+from Testing.slicer_stub.hands import interaction, place, until, wait  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 PLACE = slicer.vtkMRMLInteractionNode.Place
@@ -28,34 +28,6 @@ def ready(panel, image):
     """The panel with the volume chosen."""
     panel.ui.volumeSelector.setCurrentNode(image)
     return panel
-
-
-def until(condition):
-    """Let Qt work until something holds."""
-    end = time.monotonic() + 300  # a guard against hanging, not a measure of speed
-    while not condition():
-        assert time.monotonic() < end
-        QtTest.QTest.qWait(5)
-
-
-def wait(panel):
-    """Let timers and jobs run until nothing is left."""
-    until(lambda: not panel.logic.busy() and not panel.timer.active)
-
-
-def interaction():
-    """Slicer's interaction and selection nodes."""
-    application = slicer.app.applicationLogic()
-    return application.GetInteractionNode(), application.GetSelectionNode()
-
-
-def place(panel, ras, view="Red"):
-    """Click in a view that shows the position, the others being elsewhere: the active place node gets a point."""
-    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-        node.JumpSliceByOffsetting(*(np.array(ras, float) + (0 if node.GetName() == view else 40)))
-    node = slicer.mrmlScene.GetNodeByID(interaction()[1].GetActivePlaceNodeID())
-    node.AddControlPoint([float(value) for value in ras])
-    wait(panel)
 
 
 def mask(panel):
@@ -304,7 +276,7 @@ def test_every_key_is_named_by_its_button_and_in_the_help(ready, module):
 def test_tab_goes_through_the_panel_from_top_to_bottom(ready):
     window = ready.parent.real
     for name in ("modelButton", "expertsButton", "advancedButton"):
-        getattr(ready.ui, name).setCollapsed(False)
+        getattr(ready.ui, name).collapsed = False
     QtWidgets.QApplication.processEvents()
     order, widget = [], window
     for _ in range(500):
@@ -322,7 +294,7 @@ def test_the_panel_fits_into_400_pixels(ready):
     ready.ui.addPointButton.click()
     place(ready, (0, 0, 0))
     for name in ("modelButton", "expertsButton", "advancedButton"):
-        getattr(ready.ui, name).setCollapsed(False)
+        getattr(ready.ui, name).collapsed = False
     wait(ready)
     assert ready.parent.real.minimumSizeHint().width() <= 400
 

@@ -146,8 +146,7 @@ def box(segmenter, target, kind):
     axis = {"axial": 0, "coronal": 1, "sagittal": 2}[kind.orientation]
     low, high = (np.array(kind.center, float) + sign * (np.array(kind.radii) + 0.9) for sign in (-1, 1))
     low[axis] = high[axis] = kind.center[axis]
-    segmenter.prompts(target.segmentation, target.segment_id).add_box(
-        target.volume, [world(target.volume, *low), world(target.volume, *high)],
+    segmenter.prompts(target).add_box([world(target.volume, *low), world(target.volume, *high)],
         view_along(target.volume, kind.orientation))
     segmenter.update(target)
     segmenter.jobs.finish()

@@ -54,7 +54,7 @@ def expect_all_three_right(segmenter, runs, target, truth, told, close=0.85):
     view = view_along(target.volume, "axial")
     stack, middle = stack_along(view, target.volume), view.copy()
     plane = plane_of(middle, target.volume)
-    segmenter.prompts(target.segmentation, target.segment_id).add_point(target.volume, middle[:3, 3], True, view)
+    segmenter.prompts(target).add_point(middle[:3, 3], True, view)
     segmenter.update(target)
     segmenter.jobs.finish()
     runs.propagate(target, stack, 0, len(stack) - 1)

@@ -75,8 +75,7 @@ def world(i, j, k):
 
 
 def click(segmenter, target, i, j, k, positive=True):
-    segmenter.prompts(target.segmentation, target.segment_id).add_point(
-        target.volume, world(i, j, k), positive, view_along(target.volume, "axial"))
+    segmenter.prompts(target).add_point(world(i, j, k), positive, view_along(target.volume, "axial"))
     segmenter.update(target)
     segmenter.jobs.finish()
 
@@ -379,7 +378,7 @@ def test_an_oblique_prompt_is_propagated_without_holes_under_a_transform(scene, 
     turn[1:3, 1:3] = [[np.cos(0.4), -np.sin(0.4)], [np.sin(0.4), np.cos(0.4)]]
     view = view @ turn
     view[:3, 3] = world(28, 30, 10) + shift[:3, 3]
-    segmenter.prompts(target.segmentation, target.segment_id).add_point(target.volume, view[:3, 3], True, view)
+    segmenter.prompts(target).add_point(view[:3, 3], True, view)
     segmenter.update(target)
     segmenter.jobs.finish()
     stack = stack_along(view, target.volume)

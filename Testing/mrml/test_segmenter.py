@@ -79,16 +79,14 @@ def world(node, *ijk):
 
 def click(segmenter, target, ijk, positive=True):
     """Place a point in an axial view and wait for the answer."""
-    segmenter.prompts(target.segmentation, target.segment_id).add_point(
-        target.volume, world(target.volume, *ijk), positive, AXIAL)
+    segmenter.prompts(target).add_point(world(target.volume, *ijk), positive, AXIAL)
     segmenter.update(target)
     segmenter.jobs.finish()
 
 
 def box(segmenter, target, low, high):
     """Draw a box between two voxels in an axial view and wait for the answer."""
-    segmenter.prompts(target.segmentation, target.segment_id).add_box(
-        target.volume, [world(target.volume, *low), world(target.volume, *high)], AXIAL)
+    segmenter.prompts(target).add_box([world(target.volume, *low), world(target.volume, *high)], AXIAL)
     segmenter.update(target)
     segmenter.jobs.finish()
 
@@ -130,7 +128,7 @@ def test_prompts_on_two_slices_answer_each_on_its_own(segmenter, target):
 
 def test_undo_and_redo_take_one_prompt_each_with_its_marker(segmenter, target):
     states = [mask(target)]
-    points = segmenter.prompts(target.segmentation, target.segment_id).node(POSITIVE)
+    points = segmenter.prompts(target).node(POSITIVE)
     for ijk in ((24, 30, 12), (24, 30, 10), (50, 44, 12)):
         click(segmenter, target, ijk)
         states.append(mask(target))
@@ -159,7 +157,7 @@ def test_clicking_goes_on_after_an_undo(segmenter, target):
 def test_deleting_the_last_point_of_a_slice_takes_its_mask_away(segmenter, target):
     click(segmenter, target, (24, 30, 12))
     click(segmenter, target, (24, 30, 10))
-    segmenter.prompts(target.segmentation, target.segment_id).node(POSITIVE).RemoveNthControlPoint(0)
+    segmenter.prompts(target).node(POSITIVE).RemoveNthControlPoint(0)
     segmenter.update(target)
     segmenter.jobs.finish()
     assert not mask(target)[12].any()
@@ -187,7 +185,7 @@ def test_a_box_and_a_correction(segmenter, target):
 
 
 def test_a_box_for_each_piece_finds_both_and_undo_takes_the_second_back(segmenter, target):
-    prompts = segmenter.prompts(target.segmentation, target.segment_id)
+    prompts = segmenter.prompts(target)
     box(segmenter, target, *AROUND_ONE)
     box(segmenter, target, *AROUND_TWO)
     both = mask(target)[12]
@@ -216,8 +214,8 @@ def test_an_oblique_box_stays_in_its_plane(segmenter, target):
     tilt = 0.5
     view = AXIAL @ np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
     center = world(target.volume, 24, 30, 12)
-    prompts = segmenter.prompts(target.segmentation, target.segment_id)
-    prompts.add_box(target.volume, [center - view @ (13, 13, 0), center + view @ (13, 13, 0)], view)
+    prompts = segmenter.prompts(target)
+    prompts.add_box([center - view @ (13, 13, 0), center + view @ (13, 13, 0)], view)
     segmenter.update(target)
     segmenter.jobs.finish()
     found = mask(target)
@@ -236,7 +234,7 @@ def test_moving_volume_and_segmentation_together_changes_nothing(segmenter, targ
     target.segmentation.SetAndObserveTransformNodeID(transform.GetID())
     matrix = slicer.util.arrayFromVTKMatrix(transform.GetMatrixTransformToParent())
     point = matrix[:3, :3] @ world(target.volume, 24, 30, 12) + matrix[:3, 3]
-    segmenter.prompts(target.segmentation, target.segment_id).add_point(target.volume, point, True,
+    segmenter.prompts(target).add_point(point, True,
                                                                         matrix[:3, :3] @ AXIAL)
     segmenter.update(target)
     segmenter.jobs.finish()
@@ -269,8 +267,7 @@ def test_a_label_map_is_refused(scene, segmenter, segmentation):
 
 @pytest.mark.parametrize("gone", ["volume", "segmentation", "segment", "scene"])
 def test_deleting_what_a_running_answer_is_for_is_harmless(scene, segmenter, target, told, gone):
-    segmenter.prompts(target.segmentation, target.segment_id).add_point(
-        target.volume, world(target.volume, 24, 30, 12), True, AXIAL)
+    segmenter.prompts(target).add_point(world(target.volume, 24, 30, 12), True, AXIAL)
     segmenter.update(target)
     if gone == "scene":
         segmenter.scene_closing()
@@ -297,9 +294,9 @@ def test_the_prompts_of_a_deleted_segment_are_removed(scene, segmenter, target, 
 
 
 def test_a_newer_click_replaces_the_one_still_computing(segmenter, target):
-    prompts = segmenter.prompts(target.segmentation, target.segment_id)
+    prompts = segmenter.prompts(target)
     for ijk in ((24, 30, 12), (50, 44, 12)):
-        prompts.add_point(target.volume, world(target.volume, *ijk), True, AXIAL)
+        prompts.add_point(world(target.volume, *ijk), True, AXIAL)
         segmenter.update(target)
     segmenter.jobs.finish()
     assert segmenter.undo()
@@ -307,8 +304,7 @@ def test_a_newer_click_replaces_the_one_still_computing(segmenter, target):
 
 
 def test_cancelling_leaves_the_segment_as_it_was(segmenter, target):
-    segmenter.prompts(target.segmentation, target.segment_id).add_point(
-        target.volume, world(target.volume, 24, 30, 12), True, AXIAL)
+    segmenter.prompts(target).add_point(world(target.volume, 24, 30, 12), True, AXIAL)
     segmenter.update(target)
     segmenter.jobs.cancel()
     segmenter.jobs.finish()

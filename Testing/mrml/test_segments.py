@@ -151,6 +151,47 @@ def test_the_segment_editors_intensity_range_holds(scene, writer, segmentation, 
     np.testing.assert_array_equal(cells(segmentation, ready[0], volume)[5, 3:10, 3:10], bright)
 
 
+def test_a_mask_segment_of_another_segmentation_means_nothing_here(scene, writer, segmentation, volume, ready):
+    other = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", "other")
+    prepare_segmentation(other, volume)
+    for name in (ready[1], "only there"):
+        other.GetSegmentation().AddEmptySegment(name)
+        users = editor(scene, MaskMode=slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
+        users.SetMaskSegmentID(name)
+        users.SetAndObserveSegmentationNode(other)
+        writer.write(segmentation, ready[0], volume, [Change(block(3, 9, 3, 9, 5, 5))])
+        assert not writer.masked
+        assert cells(segmentation, ready[0], volume).sum() == 49
+
+
+def test_what_is_taken_from_many_neighbours_comes_back(scene, writer, segmentation, volume, ready):
+    editor(scene, OverwriteMode=slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments)
+    names = [segmentation.GetSegmentation().AddEmptySegment(f"n{number}") for number in range(8)]
+    for number, name in enumerate(names):
+        writer.write(segmentation, name, volume, [Change(block(2 * number, 2 * number + 1, 2, 9, 4, 5))])
+    before = {name: cells(segmentation, name, volume) for name in (*names, *ready)}
+    written = writer.write(segmentation, ready[0], volume, [Change(block(3, 8, 4, 6, 5, 5))])
+    assert set(written[0].taken) == set(names[1:5])
+    after = sum(cells(segmentation, name, volume).astype(int) for name in (*names, *ready))
+    assert after.max() == 1
+    writer.exchange(segmentation, ready[0], volume, written, [])
+    for name, held in before.items():
+        np.testing.assert_array_equal(cells(segmentation, name, volume), held)
+
+
+def test_a_segmentation_of_surfaces_is_refused_with_what_to_do(writer, segmentation, volume):
+    import vtk
+
+    sphere = vtk.vtkSphereSource()
+    sphere.SetRadius(4)
+    sphere.Update()
+    segmentation.SetSourceRepresentationToClosedSurface()  # as loading an STL file does
+    segmentation.AddSegmentFromClosedSurfaceRepresentation(sphere.GetOutput(), "implant", [1, 0, 0], "implant")
+    prepare_segmentation(segmentation, volume)
+    with pytest.raises(SegmentError, match="binary labelmap"):
+        writer.write(segmentation, "implant", volume, [Change(block(3, 9, 3, 9, 5, 5))])
+
+
 def test_undo_is_exact_whatever_intensity_range_is_set_by_then(scene, writer, segmentation, volume, ready):
     written = writer.write(segmentation, ready[0], volume, [Change(block(3, 9, 3, 9, 5, 5))])
     editor(scene, SourceVolumeIntensityMask=True).SetSourceVolumeIntensityMaskRange(1e5, 2e5)

@@ -21,6 +21,8 @@ class Object:
         if name == "name":
             return real.objectName()
         own = type(real).__mro__[0].__dict__.get(name)
+        if isinstance(own, types.FunctionType) and name not in getattr(real, "REACHABLE", (name,)):
+            raise AttributeError(f"PythonQt does not show {type(real).__name__}.{name}")
         if not isinstance(own, types.FunctionType) and real.metaObject().indexOfProperty(name) >= 0:
             return shown(real.property(name))
         return shown(getattr(real, name))

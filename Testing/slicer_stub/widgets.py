@@ -1,4 +1,7 @@
-"""qMRML and CTK widgets, as far as the module uses them, on the real scene."""
+"""qMRML and CTK widgets, as far as the module uses them, on the real scene.
+
+``REACHABLE`` are the methods that the real headers declare as slots or ``Q_INVOKABLE``: PythonQt shows no others.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from PySide6 import QtCore, QtGui, QtWidgets
 class qMRMLWidget(QtWidgets.QWidget):  # noqa: N801
     """Hands its scene to the widgets in it, as the .ui file's connections do in Slicer."""
 
+    REACHABLE = ("setMRMLScene",)
     mrmlSceneChanged = QtCore.Signal("vtkMRMLScene*")  # noqa: N815
 
     def setMRMLScene(self, scene: Any) -> None:  # noqa: N802
@@ -22,6 +26,7 @@ class qMRMLWidget(QtWidgets.QWidget):  # noqa: N801
 class qMRMLNodeComboBox(QtWidgets.QComboBox):  # noqa: N801
     """Nodes of ``nodeTypes``; follows the scene."""
 
+    REACHABLE = ("setMRMLScene", "currentNode", "setCurrentNode")
     currentNodeChanged = QtCore.Signal(object)  # noqa: N815
 
     def setMRMLScene(self, scene: Any) -> None:  # noqa: N802
@@ -62,6 +67,7 @@ class qMRMLNodeComboBox(QtWidgets.QComboBox):  # noqa: N801
 class qMRMLSegmentsTableView(QtWidgets.QWidget):  # noqa: N801
     """Names and colours of a segmentation's segments."""
 
+    REACHABLE = ("setMRMLScene", "setSegmentationNode", "selectedSegmentIDs", "setSelectedSegmentIDs")
     selectionChanged = QtCore.Signal(object, object)  # noqa: N815
 
     def __init__(self, parent: Any = None) -> None:
@@ -124,6 +130,7 @@ class qMRMLSegmentsTableView(QtWidgets.QWidget):  # noqa: N801
 class ctkCollapsibleButton(QtWidgets.QGroupBox):  # noqa: N801
     """A titled group that can be folded."""
 
+    REACHABLE = ()
     contentsCollapsed = QtCore.Signal(bool)  # noqa: N815
 
     def __init__(self, parent: Any = None) -> None:
@@ -160,6 +167,7 @@ class ctkCollapsibleButton(QtWidgets.QGroupBox):  # noqa: N801
 class ctkRangeWidget(QtWidgets.QWidget):  # noqa: N801
     """Two values within a range; two spin boxes here, a slider between them in CTK."""
 
+    REACHABLE = ("setRange", "setValues")
     valuesChanged = QtCore.Signal(float, float)  # noqa: N815
 
     def __init__(self, parent: Any = None) -> None:
@@ -179,12 +187,8 @@ class ctkRangeWidget(QtWidgets.QWidget):  # noqa: N801
         for box, value in zip(self.boxes, (low, high), strict=True):
             box.setValue(int(value))
 
-    def setDecimals(self, decimals: int) -> None:  # noqa: N802
-        pass
-
-    def setSingleStep(self, step: float) -> None:  # noqa: N802
-        pass
-
+    decimals = QtCore.Property(int, lambda self: 0, lambda self, value: None)
+    singleStep = QtCore.Property(float, lambda self: 1.0, lambda self, value: None)  # noqa: N815
     minimumValue = QtCore.Property(float, lambda self: float(self.boxes[0].value()))  # noqa: N815
     maximumValue = QtCore.Property(float, lambda self: float(self.boxes[1].value()))  # noqa: N815
 
