@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -49,7 +52,7 @@ def command(sources: tuple[Path, ...], output: Path, layout: str, patient: str |
 
     _refuse_nesting(sources, output)
     found = open_sources(list(sources), layout, ct_window)
-    with tqdm(desc="curate", unit="file", disable=None, leave=False) as bar:
+    with _ended_like_interrupted(), tqdm(desc="curate", unit="file", disable=None, leave=False) as bar:
         def show(done: int, total: int, name: str) -> None:
             bar.total = total
             bar.set_postfix_str(name, refresh=False)
@@ -63,6 +66,20 @@ def command(sources: tuple[Path, ...], output: Path, layout: str, patient: str |
         click.echo(f"{code}, {label}: {refused} of {total} masks rejected, because their border follows nothing that "
                    "can be seen; if they are right, curate with --min-border 0", err=True)
     click.echo(f"{result.summary()} See {output / REPORT_FILE}")
+
+
+@contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM (of ``kill``, or a cluster's time limit) clean up as Ctrl-C does; no temporary folder stays."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _refuse_nesting(sources: tuple[Path, ...], output: Path) -> None:

@@ -92,6 +92,7 @@ class Curation:
         bad_files: what could not be used, and why.
         duplicates: (image, other image, what was done).
         faint: (data set, label, masks refused for their border, masks in all), where that is most of them.
+        unmatched: images in whose name ``patient_pattern`` found nothing.
     """
 
     output: Path
@@ -99,14 +100,20 @@ class Curation:
     bad_files: list[BadFile] = field(default_factory=list)
     duplicates: list[tuple[str, str, str]] = field(default_factory=list)
     faint: list[tuple[str, str, int, int]] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """Return one sentence with the counts."""
-        kept = sum(len(record.kept_labels) for record in self.records)
-        images = sum(bool(record.kept_labels) for record in self.records)
-        sets = len({record.dataset for record in self.records if record.kept_labels})
-        return (f"{sets} data sets, {images} images and {kept} masks kept; {_mask_count(self.records) - kept} masks "
-                f"rejected, {len(self.bad_files)} bad files, {len(self.duplicates)} duplicates.")
+        """Return one sentence with the counts, and another where some names do not tell the patient."""
+        used = [record for record in self.records if record.kept_labels]
+        kept = sum(len(record.kept_labels) for record in used)
+        sets, people = len({record.dataset for record in used}), len({record.person for record in used})
+        text = (f"{sets} data sets, {len(used)} images of {people} patients or volumes and {kept} masks kept; "
+                f"{_mask_count(self.records) - kept} masks rejected, {len(self.bad_files)} bad files, "
+                f"{len(self.duplicates)} duplicates.")
+        if self.unmatched:
+            text += (f" {len(self.unmatched)} of {len(self.records)} names do not match --patient (e.g. "
+                     f"{self.unmatched[0]}), so their patients are told by the layout.")
+        return text
 
 
 def curate(sources: list[SourceSet], output: Path, *, seed: int = 0, thresholds: ReviewThresholds | None = None,
@@ -127,11 +134,12 @@ def curate(sources: list[SourceSet], output: Path, *, seed: int = 0, thresholds:
         progress: called with (done, total, data set) after every image or volume.
 
     Raises:
-        DataError: the output exists or is not a curated folder, or the pattern is not valid.
+        DataError: the output exists or is not a curated folder, or the pattern is not valid, matches no name at all or
+            nothing in one.
     """
     thresholds = thresholds or ReviewThresholds()
     try:
-        pattern = re.compile(patient_pattern) if patient_pattern else None
+        pattern = re.compile(patient_pattern) if patient_pattern is not None else None
     except re.error as error:
         raise DataError(f"{patient_pattern!r} is not a valid regular expression ({error}).") from None
     with _atomic_folder(output, overwrite) as folder:
@@ -196,6 +204,10 @@ class _Run:
 
     def finish(self, sources: list[SourceSet]) -> None:
         """Split, refuse duplicates, write descriptions, table and report."""
+        unmatched = self.curation.unmatched
+        if self.pattern and unmatched and len(unmatched) == len(self.curation.records):
+            raise DataError(f"--patient {self.pattern.pattern!r} matches none of the {len(unmatched)} names, such as "
+                            f"{unmatched[0]}; give a pattern that finds the patient in them.")
         self.curation.bad_files = [bad for source in sources for bad in self.bad_files[source.code]]
         self.curation.faint = _faint_labels(self.curation.records, self.label_names)
         self._split()
@@ -220,7 +232,12 @@ class _Run:
         match = self.pattern.search(item.identifier) if self.pattern else None
         if match:
             patient = match.group(1) if match.re.groups and match.group(1) is not None else match.group(0)
+            if not patient:
+                raise DataError(f"--patient {match.re.pattern!r} finds an empty patient in {item.identifier!r}; it "
+                                "must match at least one character, e.g. '\\d+' instead of '\\d*'.")
             return f"{source.group_space}/{patient}", f"patient {patient}"
+        if self.pattern:
+            self.curation.unmatched.append(f"{source.code}/{item.identifier}")
         group = f"{source.group_space}/{item.group}"
         return group, f"person {source.people[item.group]}" if item.group in source.people else group
 

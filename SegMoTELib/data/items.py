@@ -110,9 +110,11 @@ def modality_name(text: object) -> str:
 def group_from_name(name: str) -> str:
     """Return the volume or patient part of a slice's name, or the name itself where none shows.
 
-    ``ABD_001_100`` is slice 100 of ``ABD_001``; ``ISIC_0012092`` has one number only, so it stands for itself.
+    ``ABD_001_100`` is slice 100 of ``ABD_001``, ``patient001_frame01_slice03`` is one of ``patient001``;
+    ``ISIC_0012092`` has one number only, so it stands for itself.
     """
-    match = re.fullmatch(r"(.*\d.*?)[_-][a-z]?\d+", name)
+    match = (re.fullmatch(r"(.*?\d.*?)(?:[_/-](?:slice|frame|img)[_-]?\d+)+", name, re.I)
+             or re.fullmatch(r"(.*\d.*?)[_-][a-z]?\d+", name))
     return match.group(1) if match else volume_from_name(name)
 
 
@@ -144,7 +146,9 @@ def index_map(values: np.ndarray, path: Path, labels: dict[int, str]) -> np.ndar
         raise DataError(f"{path}: label values {found[0]:g} to {found[-1]:g}; the layout holds 0 to 255.")
     unknown = sorted({int(value) for value in found} - {0} - set(labels)) if labels else []
     if unknown:
-        raise DataError(f"{path}: label values {unknown} have no name in the data set's description.")
+        names = ", ".join(f"{index} = {name}" for index, name in sorted(labels.items()))
+        raise DataError(f"{path}: label values {unknown} have no name in the data set's description ({names}); name "
+                        "them under labels in dataset.json, or write the number of the label instead.")
     return values.astype(np.uint8)
 
 

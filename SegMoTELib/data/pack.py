@@ -8,13 +8,14 @@ maps with one number per object, for images with many objects of one class.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from SegMoTELib.errors import DataError
 
@@ -119,8 +120,9 @@ class Pack:
         instances_path = self.folder / "instances" / f"{identifier}.png"
         spacing = self.info.get("spacing_mm")
         spacing = spacing.get(identifier) if isinstance(spacing, dict) else spacing
-        if spacing is not None and not (isinstance(spacing, list) and len(spacing) == 2):
-            raise DataError(f"{self.folder / 'dataset.json'}: spacing_mm of {identifier!r} must be [row, column].")
+        if spacing is not None and not _is_spacing(spacing):
+            raise DataError(f"{self.folder / 'dataset.json'}: spacing_mm of {identifier!r} must be [row, column], both "
+                            "in millimetres and greater than 0.")
         return Sample(
             dataset=self.code, identifier=identifier, modality=self.modality,
             image_path=self._image_path(identifier), label_path=self.folder / "labels" / f"{identifier}.png",
@@ -172,6 +174,11 @@ def open_pack(folder: str | Path) -> Pack:
     return Pack(folder=folder, info=info, labels=labels)
 
 
+def _is_spacing(values: object) -> bool:
+    return isinstance(values, list) and len(values) == 2 and all(
+        isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in values)
+
+
 def _listed(identifiers: object, split: str) -> list:
     if not isinstance(identifiers, list | None):
         raise TypeError(f"split {split!r} is not a list of image names")
@@ -196,10 +203,13 @@ def open_packs(folders: list[str | Path]) -> list[Pack]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        return Image.open(path)
+        image = Image.open(path)
+        if image.format == "JPEG":  # of cameras, which note how they were held; upright, as curation reads it
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
     except FileNotFoundError:
         raise DataError(f"{path}: file not found.") from None
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: not a readable image ({error}).") from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from PIL import Image
+from PIL import Image, ImageOps
 
 from SegMoTELib.data.grey_levels import CT_WINDOW, as_grey_or_rgb, to_8_bit
 from SegMoTELib.data.items import Item
@@ -19,6 +19,7 @@ from SegMoTELib.errors import DataError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+ORIENTATION_TAG = 0x0112  # of EXIF and TIFF; 1 is upright
 NIFTI_HEADER = 348  # bytes; a NIfTI file starts with this number
 GEOMETRY_TOLERANCE = 1e-2  # mm for origins and spacings, cosine for directions
 
@@ -74,12 +75,11 @@ def read_raster(path: Path, label: bool = False) -> Raster:
     try:
         if path.name.lower().endswith(PICTURE_SUFFIXES):
             return _read_picture(path, label)
-        if path.name.lower().endswith((".nii", ".nii.gz")):
-            _check_nifti(path, label)
+        holes = _check_nifti(path, label) if path.name.lower().endswith((".nii", ".nii.gz")) else None
         image = sitk.ReadImage(str(path))
     except (OSError, EOFError, zlib.error, SyntaxError, RuntimeError) as error:
         raise DataError(f"{path}: not a readable image ({_last_line(error)}).") from error
-    return raster_of(image, path)
+    return raster_of(image if holes is None else _with_holes(image, holes), path)
 
 
 def _read_picture(path: Path, label: bool) -> Raster:
@@ -89,8 +89,26 @@ def _read_picture(path: Path, label: bool) -> Raster:
             raise DataError(f"{path}: {pages} pages; convert a stack to NIfTI or NRRD.")
         if label and picture.format == "JPEG":
             raise DataError(f"{path}: JPEG changes pixel values, so it cannot hold labels; export them as PNG.")
+        deep = picture.mode in ("RGB", "RGBA") and ";16" in str(picture.tile[0][3])
+        orientation = picture.getexif().get(ORIENTATION_TAG, 1)
+        if orientation != 1 if deep else orientation > 4 and picture.format == "TIFF":  # Pillow would garble it
+            raise DataError(f"{path}: stored turned (orientation {orientation}); save it upright.")
+        if deep:
+            return Raster(_deep_colours(path), 2, None, None)
+        picture.load()  # which turns a TIFF
+        ImageOps.exif_transpose(picture, in_place=True)  # upright, as it was shown to whoever labelled it
         as_stored = label or picture.mode in ("1", "L", "LA", "RGB", "RGBA", "F") or picture.mode.startswith("I")
         return Raster(np.asarray(picture if as_stored else picture.convert("RGB")), 2, None, None)
+
+
+def _deep_colours(path: Path) -> np.ndarray:
+    """(H, W, 3) colours of 16 bits, of which Pillow would drop the lower half without a word."""
+    import cv2
+
+    values = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        raise DataError(f"{path}: its 16 bits a channel cannot be read; save it with 8 bits a channel.")
+    return values[..., 2::-1]
 
 
 def raster_of(image: sitk.Image, path: Path) -> Raster:
@@ -163,25 +181,46 @@ def labelled_slices(identifier: str, image: Raster, labels: list[np.ndarray], mo
                        group, source_file, split, (down, right))
 
 
-def _check_nifti(path: Path, label: bool) -> None:
-    """Count the bytes, and look for NaN in labels: ITK turns what is missing and what is no number to 0, silently."""
+def _check_nifti(path: Path, label: bool) -> np.ndarray | None:
+    """Count the bytes, and look for NaN and infinities: ITK turns what is missing and what is no number to 0, silently.
+
+    Returns:
+        places of what is no number among the voxels in stored order, or None; labels with such are an error.
+    """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     dimensions, offset = int(reader.GetMetaData("dim[0]")), int(float(reader.GetMetaData("vox_offset")))
     voxels = math.prod(max(1, int(reader.GetMetaData(f"dim[{axis}]"))) for axis in range(1, dimensions + 1))
     expected = offset + voxels * int(reader.GetMetaData("bitpix")) / 8
-    kind = {"16": "f4", "64": "f8"}.get(reader.GetMetaData("datatype")) if label else None
+    kind = {"16": "f4", "64": "f8"}.get(reader.GetMetaData("datatype"))
+    holes, voxel = [], 0
     with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as stream:
         header = stream.read(offset)
         found = len(header)
         order = "<" if int.from_bytes(header[:4], "little") == NIFTI_HEADER else ">"
         for block in iter(lambda: stream.read(1 << 20), b""):
             found += len(block)
-            if kind and not np.isfinite(np.frombuffer(block[:len(block) // 8 * 8], order + kind)).all():
-                raise DataError(f"{path}: labels must be integers, found NaN or infinite values.")
+            if kind:
+                values = np.frombuffer(block, order + kind, len(block) // int(kind[1]))
+                holes.append(np.flatnonzero(~np.isfinite(values)) + voxel)
+                voxel += len(values)
+    if label and any(map(len, holes)):
+        raise DataError(f"{path}: labels must be integers, found NaN or infinite values.")
     if found < expected:
         raise DataError(f"{path}: not a readable image (truncated: {found} of {expected:.0f} bytes).")
+    return np.concatenate(holes) if any(map(len, holes)) else None
+
+
+def _with_holes(image: sitk.Image, holes: np.ndarray) -> sitk.Image:
+    """Put NaN back where a NIfTI file holds no number, so that it is as dark as in any other format and not 0 HU."""
+    array = sitk.GetArrayFromImage(image)
+    if array.dtype.kind != "f" or image.GetNumberOfComponentsPerPixel() > 1:
+        return image
+    array.flat[holes[holes < array.size]] = np.nan
+    restored = sitk.GetImageFromArray(array)
+    restored.CopyInformation(image)
+    return restored
 
 
 def _last_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,8 @@ from PIL import Image
 
 from SegMoTELib.data.items import Item, SourceSet
 from SegMoTELib.data.pack import check_identifier
+
+NAME_BYTES = 200  # file systems take 255, and some more is added
 
 
 class PackWriter:
@@ -29,8 +32,15 @@ class PackWriter:
         self._spacings: dict[str, list[float]] = {}
 
     def free_name(self, identifier: str) -> str:
-        """Take the identifier, numbered when this data set already has it (file systems may ignore case)."""
-        name, count = check_identifier(identifier), 1
+        """Take the identifier, numbered when this data set already has it (file systems may ignore case).
+
+        One that is too long for a file name keeps its beginning, and ends in a hash of all of it.
+        """
+        encoded = check_identifier(identifier).encode()
+        if len(encoded) > NAME_BYTES:
+            beginning = encoded[:NAME_BYTES - 9].decode(errors="ignore")
+            identifier = f"{beginning}_{hashlib.sha256(encoded).hexdigest()[:8]}"
+        name, count = identifier, 1
         while name.lower() in self._taken:
             count += 1
             name = f"{identifier}_{count}"

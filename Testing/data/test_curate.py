@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from SegMoTELib.cli.curate import command
 from SegMoTELib.data.curate import curate
 from SegMoTELib.data.pack import open_pack, open_packs
 from SegMoTELib.data.sources import open_sources
+from SegMoTELib.data.writer import PackWriter
 from SegMoTELib.errors import DataError
 
 
@@ -45,7 +47,8 @@ def out(tmp_path: Path) -> Path:
 def test_what_is_written_opens_as_a_pack_with_the_same_pixels(a_pack, out):
     folder = a_pack(train=[1, 2], val=[3], test=[4])
     printed = run(folder, "-o", out)
-    assert "1 data sets, 4 images and 4 masks kept; 0 masks rejected, 0 bad files, 0 duplicates." in printed
+    assert ("1 data sets, 4 images of 4 patients or volumes and 4 masks kept; 0 masks rejected, 0 bad files, "
+            "0 duplicates. See") in printed
     before, after = open_pack(folder), open_pack(out / "blobs")
     assert after.labels == before.labels
     for split in ("train", "val", "test"):
@@ -75,17 +78,39 @@ def test_volumes_are_split_whole_and_keep_their_spacing(an_nnunet_folder, out):
     assert all(len(splits) == 1 for splits in places.values())
 
 
-def test_patients_can_be_told_by_a_pattern(tmp_path, a_picture, write_png, out):
+@pytest.fixture
+def twelve_pairs(tmp_path, a_picture, write_png):
+    """Pictures of patients a, b, c and d, named ``ax0`` and so on, where only a pattern tells them apart."""
     for number in range(12):
         image, mask = a_picture(number)
         write_png(tmp_path / "in" / "images" / f"{'abcd'[number % 4]}x{number}.png", image)
         write_png(tmp_path / "in" / "labels" / f"{'abcd'[number % 4]}x{number}.png", mask.astype(np.uint8))
-    run(tmp_path / "in", "-o", out, "--patient", "^[a-d]")
+    return tmp_path / "in"
+
+
+def test_patients_can_be_told_by_a_pattern(twelve_pairs, out):
+    assert "12 images of 4 patients or volumes" in run(twelve_pairs, "-o", out, "--patient", "^[a-d]")
     info = open_pack(out / "in").info
     assert info["n_groups"] == 4
     for split in info["splits"].values():
         for other in info["splits"].values():
             assert split is other or not {name[0] for name in split} & {name[0] for name in other}
+
+
+def test_names_that_a_pattern_does_not_match_are_counted(twelve_pairs, out):
+    printed = run(twelve_pairs, "-o", out, "--patient", "^[a-c]")
+    assert "12 images of 6 patients or volumes" in printed
+    assert "3 of 12 names do not match --patient (e.g. in/dx11), so their patients are told by the layout" in printed
+    assert "3 of 12 names do not match --patient" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("pattern", "message"), [("^patient", "matches none of the 12 names, such as in/ax0"),
+                                                  (r"\d*", "an empty patient in 'ax0'"), ("x()", "an empty patient"),
+                                                  ("", "an empty patient")])
+def test_a_pattern_that_tells_no_patients_apart_is_refused(twelve_pairs, out, pattern, message):
+    with pytest.raises(DataError, match=message):
+        run(twelve_pairs, "-o", out, "--patient", pattern)
+    assert not out.exists()
 
 
 def test_a_rejected_mask_leaves_the_written_label_map_only(a_pack, write_png, out):
@@ -161,7 +186,7 @@ def test_a_bad_file_is_named_everywhere_and_the_rest_is_kept(a_pack, truncate, o
 def test_when_nothing_can_be_used_the_report_still_says_why(a_pack, truncate, out):
     folder = a_pack(train=[1])
     truncate(folder / "images" / "p1.png")
-    assert "0 images and 0 masks kept" in run(folder, "-o", out)
+    assert "0 images of 0 patients or volumes and 0 masks kept" in run(folder, "-o", out)
     assert "p1.png" in (out / "report.html").read_text()
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "review.csv"]
 
@@ -223,6 +248,15 @@ def test_an_interrupted_run_leaves_nothing_and_keeps_the_earlier_output(a_pack, 
         curate(sources, out, overwrite=True, progress=interrupt)
     assert checksums(out) == before
     assert sorted(path.name for path in out.parent.iterdir()) == ["out", "sources"]
+
+
+def test_a_run_that_is_ended_from_outside_leaves_nothing(a_pack, out, monkeypatch):
+    folder, before = a_pack(train=[1, 2]), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(PackWriter, "finish", lambda *_: signal.raise_signal(signal.SIGTERM))
+    result = CliRunner().invoke(command, [str(folder), "-o", str(out)])
+    assert (result.exit_code, result.output.strip()) == (1, "Aborted!")
+    assert [path.name for path in out.parent.iterdir()] == ["sources"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("place", ["{source}", "{source}/out", "{source}/.."])

@@ -7,14 +7,17 @@ import os
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
 
 from SegMoTELib.data.curate import Curation, curate
-from SegMoTELib.data.items import BadFile, Item
+from SegMoTELib.data.grey_levels import to_8_bit
+from SegMoTELib.data.items import BadFile, Item, group_from_name
 from SegMoTELib.data.pack import open_pack, open_packs
+from SegMoTELib.data.readers.common import indexed_labels
 from SegMoTELib.data.sources import open_sources
 from SegMoTELib.errors import DataError
 
@@ -95,6 +98,73 @@ def test_a_label_in_a_jpeg_is_refused(a_pair):
     assert "export them as PNG" in bad["a.jpg"]
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_16_bits_keep_all_of_them(a_pair, suffix):
+    folder = a_pair("a")
+    grey = np.asarray(Image.open(folder / "images" / "a.png")).astype(np.uint16) * 10  # 12 bits
+    (folder / "images" / "a.png").unlink()
+    blue_first = np.stack([grey // 4, grey // 2, grey], axis=-1)
+    cv2.imwrite(str(folder / "images" / f"a.{suffix}"), blue_first)
+    items, bad = read(folder)
+    assert bad == {}
+    assert np.array_equal(items["a"].image, to_8_bit(blue_first[..., ::-1], "unknown"))
+    assert len(np.unique(items["a"].image)) > 50
+
+
+def test_a_label_in_grey_of_16_bits_a_channel_is_read(a_pair):
+    folder = a_pair("a")
+    label = np.asarray(Image.open(folder / "labels" / "a.png")).astype(np.uint16)
+    cv2.imwrite(str(folder / "labels" / "a.png"), np.stack([label] * 3, axis=-1))
+    items, bad = read(folder)
+    assert bad == {}
+    assert np.array_equal(items["a"].label, label)
+
+
+@pytest.fixture
+def a_turned_picture(a_pair):
+    """A pair whose image is stored in another orientation than it is shown in; returns the folder and what is shown."""
+
+    def make(suffix: str, orientation: int) -> tuple[Path, np.ndarray]:
+        folder = a_pair("a")
+        upright = np.asarray(Image.open(folder / "images" / "a.png"))[:80]
+        Image.fromarray(np.asarray(Image.open(folder / "labels" / "a.png"))[:80]).save(folder / "labels" / "a.png")
+        (folder / "images" / "a.png").unlink()
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.rot90(upright, {6: 1, 3: 2}[orientation])).save(
+            folder / "images" / f"a.{suffix}", exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
+        return folder, upright
+
+    return make
+
+
+@pytest.mark.parametrize(("suffix", "orientation"), [("jpg", 6), ("jpg", 3), ("png", 6), ("tif", 3)])
+def test_a_picture_that_is_stored_turned_is_read_as_it_is_shown(a_turned_picture, suffix, orientation):
+    folder, upright = a_turned_picture(suffix, orientation)
+    items, bad = read(folder)
+    assert bad == {}
+    assert np.abs(items["a"].image.astype(int) - upright).max() < 8
+
+
+def test_a_tiff_that_lies_on_its_side_is_refused(a_turned_picture):
+    items, bad = read(a_turned_picture("tif", 6)[0])
+    assert items == {}
+    assert "stored turned (orientation 6); save it upright" in bad["a.png"]
+
+
+def test_a_pack_shows_a_turned_jpeg_upright_too(a_pack):
+    folder = a_pack(train=[1])
+    upright = np.asarray(Image.open(folder / "images" / "p1.png"))[:80]
+    Image.fromarray(np.asarray(Image.open(folder / "labels" / "p1.png"))[:80]).save(folder / "labels" / "p1.png")
+    (folder / "images" / "p1.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(upright)).save(folder / "images" / "p1.jpg", exif=exif, quality=100)
+    sample = open_pack(folder).sample("p1")
+    assert sample.load_label().shape == (80, 96)
+    assert np.abs(sample.load_image().astype(int) - upright).max() < 8
+
+
 def test_a_palette_is_colours_in_an_image_and_indices_in_a_label(a_pair):
     folder = a_pair("a")
     for kind in ("images", "labels"):
@@ -138,6 +208,22 @@ def test_names_of_any_script_are_kept_and_tell_volumes_apart(a_pair, tmp_path):
     assert open_packs([tmp_path / "out"])[0].info["n_images"] == 5
 
 
+@pytest.mark.parametrize(("name", "group"), [
+    ("ABD_001_100", "ABD_001"), ("patient000_slice03", "patient000"), ("patient001_frame01_slice_03", "patient001"),
+    ("p7-Img0012", "p7"), ("p7/slice003", "p7"), ("p7_z012", "p7"), ("scan_z012", "scan"),
+    ("ISIC_0012092", "ISIC_0012092"), ("slice03", "slice03")])
+def test_slices_are_told_by_their_names(name, group):
+    assert group_from_name(name) == group
+
+
+def test_a_pack_whose_patients_are_numbers_from_0_keeps_them_together(a_pack, tmp_path):
+    folder = a_pack(train=[1, 3], test=[2, 4], info={"groups": {"p1": 0, "p2": 0, "p3": 1, "p4": 2}})
+    found = run(folder, output=tmp_path / "out")
+    assert {record.name: record.group for record in found.records} == {
+        "p1": "blobs/0", "p2": "blobs/0", "p3": "blobs/1", "p4": "blobs/2"}
+    assert [record.name for record in found.records if record.refusal] == ["p1"]
+
+
 def test_a_pack_names_what_it_lists_twice_or_not_at_all(a_pack):
     folder = a_pack(train=[1, 2, 3], test=[4])
     info = json.loads((folder / "dataset.json").read_text())
@@ -172,7 +258,8 @@ def test_a_name_that_leads_out_of_a_pack_is_refused(a_pack):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"splits": {"fold0": ["p1"]}}, "splits must be named"), ({"splits": {"train": "p1"}}, "not a list"),
-    ({"labels": None}, "not a data set description"), ({"labels": {"one": "blob"}}, "not a data set description")])
+    ({"groups": ["a", "b"]}, "groups must map names"), ({"labels": None}, "not a data set description"),
+    ({"labels": {"one": "blob"}}, "not a data set description")])
 def test_a_data_set_that_is_not_described_right_is_named_and_the_others_are_kept(a_pack, change, message, tmp_path):
     folder = a_pack("wrong", train=[1], info=change)
     with pytest.raises(DataError, match=message):
@@ -193,6 +280,40 @@ def test_an_image_of_more_than_8_bits_is_brought_to_8_and_never_clipped(a_pack):
     assert len(np.unique(items["p1"].image)) > 50
     with pytest.raises(DataError, match="convert the data set with segmote curate"):
         open_pack(folder).sample("p1").load_image()
+
+
+@pytest.mark.parametrize("spacing", [["x", "y"], [None, None], [0, 1], [float("nan"), 1], [1], 5, {"p1": [-1, 1]}])
+def test_a_pack_with_a_spacing_that_is_none_is_named_and_others_are_kept(a_pack, tmp_path, spacing):
+    a_pack("wrong", train=[1], info={"spacing_mm": spacing})
+    folder = a_pack("right", train=[2], info={"spacing_mm": {"p2": [0.5, 2]}})
+    found = run(folder.parent, output=tmp_path / "out")
+    assert [record.title for record in found.records] == ["right/p2"]
+    assert "must be [row, column], both in millimetres" in found.bad_files[0].reason
+    assert open_pack(tmp_path / "out" / "right").sample("p2").spacing_mm == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(("info", "licence"), [
+    ({"licence": None, "license": "CC BY-SA 4.0"}, "CC BY-SA 4.0"), ({"licence": None}, "not stated"),
+    ({"licence": "CC0", "license": "other"}, "CC0")])
+def test_a_licence_of_either_spelling_goes_along(a_pack, tmp_path, info, licence):
+    run(a_pack(train=[1], info=info), output=tmp_path / "out")
+    written = open_pack(tmp_path / "out" / "blobs").info
+    assert written["licence"] == licence
+    assert "license" not in written
+
+
+def test_names_too_long_for_a_file_are_shortened_and_kept_apart(a_pair, tmp_path):
+    folder = a_pair("a")
+    for seed, end in enumerate("bc", start=1):
+        for kind in ("images", "labels"):
+            place = folder / ("d" * 130) / ("é" * 100 + end) / kind
+            place.mkdir(parents=True)
+            shutil.copy(a_pair("z", seed, "other") / kind / "z.png", place / "q.png")
+    found = run(folder, output=tmp_path / "out")
+    names = open_pack(tmp_path / "out" / "pairs").info["groups"]
+    assert len(names) == len(found.records) == 3
+    assert found.bad_files == []
+    assert max(len(name.encode()) for name in names) <= 200
 
 
 def test_an_instance_map_of_another_size_is_named(a_pack, tmp_path):
@@ -232,6 +353,48 @@ def test_an_nnunet_folder_without_an_ending_goes_by_its_files(an_nnunet_folder):
     items, bad = read(folder)
     assert len(items) == 3
     assert bad == {"imagesTs": "its images have no labels: there is no labelsTs."}
+
+
+def test_pixels_that_nnunet_ignores_are_refused_for_what_they_are(an_nnunet_folder, a_volume, write_volume):
+    folder = an_nnunet_folder(cases=2)
+    info = json.loads((folder / "dataset.json").read_text())
+    info["labels"]["ignore"] = 2
+    (folder / "dataset.json").write_text(json.dumps(info))
+    label = a_volume(0)[1]
+    label[2, 0, :5] = 2
+    write_volume(folder / "labelsTr" / "blob_000.nii.gz", label)
+    items, bad = read(folder)
+    assert {item.group for item in items.values()} == {"blob_001"}
+    assert "5 pixels are marked to be ignored (2)" in bad["blob_000.nii.gz"]
+
+
+@pytest.mark.parametrize(("labels", "names"), [
+    ({"whole tumour": [1, 2], "core": 2}, {1: "whole tumour without core", 2: "core"}),
+    ({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]},
+     {1: "whole without core", 2: "core without enhancing", 3: "enhancing"}),
+    ({"left": [1, 2], "right": [2, 3]}, {1: "left without right", 2: "left and right", 3: "right without left"}),
+    ({"background": 0, "liver": 1, "spleen": 2}, {1: "liver", 2: "spleen"}),
+    ({"0": "background", "3": "liver"}, {3: "liver"})])
+def test_regions_become_names_of_what_each_index_shows(labels, names):
+    assert indexed_labels({"labels": labels}, Path("dataset.json")) == names
+
+
+def test_an_ending_without_its_dot_is_understood(an_nnunet_folder):
+    folder = an_nnunet_folder(cases=2)
+    info = json.loads((folder / "dataset.json").read_text()) | {"file_ending": "nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(info))
+    items, bad = read(folder)
+    assert bad == {}
+    assert {item.group for item in items.values()} == {"blob_000", "blob_001"}
+
+
+def test_images_without_the_number_of_a_channel_are_told_to_be_renamed(an_nnunet_folder):
+    folder = an_nnunet_folder(cases=2)
+    (folder / "imagesTr" / "blob_000_0000.nii.gz").rename(folder / "imagesTr" / "blob_000.nii.gz")
+    items, bad = read(folder)
+    assert {item.group for item in items.values()} == {"blob_001"}
+    assert list(bad) == ["blob_000.nii.gz"]
+    assert "rename it to blob_000_0000.nii.gz" in bad["blob_000.nii.gz"]
 
 
 @pytest.mark.parametrize("channels", [None, {}, {"first": "CT"}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import highdicom as hd
@@ -102,7 +103,8 @@ def test_a_value_without_a_name_is_a_bad_file(an_nnunet_folder, a_volume, write_
     folder = an_nnunet_folder(cases=1)
     write_volume(folder / "labelsTr" / "blob_000.nii.gz", a_volume(0)[1] * 3)
     _, (bad,) = read(folder)
-    assert "[3] have no name" in bad.reason
+    assert "[3] have no name in the data set's description (1 = blob)" in bad.reason
+    assert "write the number of the label instead" in bad.reason
 
 
 @pytest.fixture
@@ -138,6 +140,19 @@ def test_the_published_layout_is_read_without_losing_overlaps(an_imis_folder, a_
     assert bad == []
 
 
+def test_a_pair_that_is_listed_twice_counts_once_where_it_is_strictest(an_imis_folder):
+    info = json.loads((an_imis_folder / "dataset.json").read_text())
+    info["training"].append(info["training"][0])
+    info["test"] = [info["training"][2]]
+    (an_imis_folder / "dataset.json").write_text(json.dumps(info))
+    items, bad = read(an_imis_folder)
+    assert {item.identifier: item.split for item in items["BTCV"]} == {
+        "ABD_001_010": None, "ABD_001_010_layer2": None, "ABD_001_020": None, "ABD_002_010": "test"}
+    assert [one.reason for one in bad] == [
+        "listed again in 'training' by dataset.json; it counts once, in 'test'.",
+        "listed again in 'training' by dataset.json; it counts once, in 'training'."]
+
+
 def test_a_damaged_sparse_label_is_named(an_imis_folder, truncate):
     labels = sorted((an_imis_folder / "label").iterdir())
     truncate(labels[0])
@@ -157,6 +172,30 @@ def test_volumes_and_labels_find_each_other(tmp_path, a_volume, write_volume, im
     items, bad = read(tmp_path / "in")
     assert len(items["in"]) == 3
     assert bad == []
+
+
+def test_names_find_each_other_whichever_way_their_accents_are_stored(tmp_path, a_picture, write_png):
+    image, mask = a_picture()
+    write_png(tmp_path / "in" / "images" / (unicodedata.normalize("NFC", "Müller1") + ".png"), image)
+    write_png(tmp_path / "in" / "labels" / (unicodedata.normalize("NFD", "Müller1") + ".png"), mask.astype(np.uint8))
+    items, bad = read(tmp_path / "in")
+    assert bad == []
+    assert [item.identifier for item in items["in"]] == ["Müller1"]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_what_is_no_number_in_a_ct_is_the_darkest_in_every_format(tmp_path, a_volume, write_volume, suffix, kind):
+    image, label = (array[:, :63, :61] for array in a_volume())
+    holes = np.random.default_rng(0).random(image.shape) < 0.1
+    holes[-1, -1, -1] = True
+    write_volume(tmp_path / "in" / f"a{suffix}", np.where(holes, np.nan, image).astype(kind))
+    write_volume(tmp_path / "in" / f"a_seg{suffix}", label)
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps({"modality": "CT"}))
+    items, bad = read(tmp_path / "in")
+    assert bad == []
+    assert np.array_equal(np.stack([item.image for item in items["in"]]),
+                          np.where(holes, 0, to_8_bit(image, "CT"))[1:])
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
@@ -205,6 +244,58 @@ def test_a_cropped_slicer_segmentation_lands_where_it_belongs(tmp_path, a_volume
     assert bad == []
     assert source.labels == {1: "tumour"}
     assert np.array_equal(np.stack([item.label for item in items["in"]]), label[1:])
+
+
+@pytest.fixture
+def a_slicer_segmentation(tmp_path, a_volume, write_volume):
+    """Write a volume and its segments, one array a layer, with some header entries; returns the folder."""
+
+    def make(layers: list[np.ndarray], header: dict[str, str], name: str = "a") -> Path:
+        write_volume(tmp_path / "in" / f"{name}.nrrd", a_volume()[0])
+        stored = sitk.GetImageFromArray(np.stack(layers, axis=-1) if len(layers) > 1 else layers[0],
+                                        isVector=len(layers) > 1)
+        stored.SetSpacing((0.8, 0.7, 5.0))
+        for key, value in header.items():
+            stored.SetMetaData(key, value)
+        sitk.WriteImage(stored, str(tmp_path / "in" / f"{name}.seg.nrrd"))
+        return tmp_path / "in"
+
+    return make
+
+
+def test_segments_without_layers_in_the_header_have_one_each_and_their_identifier_for_a_name(a_slicer_segmentation,
+                                                                                             a_volume):
+    label = a_volume()[1]
+    other = np.roll(label, 30, axis=2) * (1 - label)
+    folder = a_slicer_segmentation([label, other], {"Segment0_ID": "liver", "Segment1_ID": "S2",
+                                                    "Segment1_Name": "tumour"})
+    (source,) = open_sources([folder])
+    items, bad = read(folder)
+    assert bad == []
+    assert source.labels == {1: "liver", 2: "tumour"}
+    assert np.array_equal(np.stack([item.label for item in items["in"]]), (label + 2 * other)[1:])
+
+
+def test_segments_whose_numbers_have_gaps_are_all_read(a_slicer_segmentation, a_volume):
+    label = a_volume()[1]
+    label[2] *= 2
+    header = {f"Segment{index}_{key}": value for index, number in ((0, "1"), (2, "2"))
+              for key, value in {"ID": f"S{number}", "LabelValue": number, "Layer": "0"}.items()}
+    items, bad = read(a_slicer_segmentation([label], header))
+    assert bad == []
+    assert np.array_equal(np.stack([item.label for item in items["in"]]), label[1:])
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [("LabelValue", "x", "must be numbers"),
+                                                       ("Layer", "3", "should be in layer 3")])
+def test_a_segment_with_a_damaged_header_is_named_and_the_others_are_kept(a_slicer_segmentation, a_volume, key, value,
+                                                                          message):
+    label = a_volume()[1]
+    a_slicer_segmentation([label], {"Segment0_ID": "S1", f"Segment0_{key}": value}, "wrong")
+    items, (bad,) = read(a_slicer_segmentation([label], {"Segment0_ID": "S1"}, "right"))
+    assert bad.path.name == "wrong.seg.nrrd"
+    assert message in bad.reason
+    assert {item.group for item in items["in"]} == {"right"}
 
 
 def test_ct_goes_through_the_window_and_mr_through_percentiles(tmp_path, a_volume, write_volume):
@@ -283,8 +374,43 @@ def test_a_damaged_dicom_slice_is_named_and_the_others_are_kept(a_dicom_folder, 
     truncate(folder / "slice7.dcm")
     (folder / "broken.dcm").write_bytes(b"not DICOM")
     items, bad = read(folder)
-    assert {"broken.dcm", "slice7.dcm"} == {one.path.name for one in bad}
+    assert {"broken.dcm", "slice7.dcm", "seg.dcm"} == {one.path.name for one in bad}
     assert len(items["study"]) == 4
+
+
+def test_a_dicom_file_that_is_there_twice_is_named_and_counts_once(a_dicom_folder):
+    folder, *_ = a_dicom_folder
+    once, _ = read(folder)
+    for name in ("slice7", "seg"):
+        shutil.copy(folder / f"{name}.dcm", folder / f"{name}_copy.dcm")
+    twice, bad = read(folder)
+    assert [(one.path.name, one.reason) for one in bad] == [
+        ("seg_copy.dcm", "the same segmentation as seg.dcm by its UID; it counts once."),
+        ("slice7_copy.dcm", "the same image as slice7.dcm by its UID; it counts once.")]
+    assert [item.identifier for item in twice["study"]] == [item.identifier for item in once["study"]]
+    assert all(np.array_equal(one.label, other.label) and np.array_equal(one.image, other.image)
+               for one, other in zip(once["study"], twice["study"], strict=True))
+
+
+def test_segmented_frames_without_their_image_are_counted_and_the_others_are_kept(a_dicom_folder):
+    folder, _, masks = a_dicom_folder
+    (folder / "slice7.dcm").unlink()
+    items, (bad,) = read(folder)
+    assert bad.path.name == "seg.dcm"
+    assert "2 of its 6 frames are left out: they segment images that are not in this folder" in bad.reason
+    first = {item.identifier: item for item in items["study"]}["p001_seg001_z002"]
+    assert np.array_equal(first.label == 1, masks[3, ..., 0])
+    assert len(items["study"]) == 4
+
+
+def test_a_seg_without_a_labelled_pixel_is_named(a_dicom_folder):
+    folder, *_ = a_dicom_folder
+    segmentation = pydicom.dcmread(folder / "seg.dcm")
+    segmentation.PixelData = bytes(len(segmentation.PixelData))
+    segmentation.save_as(folder / "seg.dcm")
+    items, (bad,) = read(folder)
+    assert items["study"] == []
+    assert (bad.path.name, bad.reason) == ("seg.dcm", "it labels no pixel of its images.")
 
 
 @pytest.mark.parametrize(("tag", "value"), [("PixelSpacing", 0.7), ("PixelSpacing", [0.7, 0.8, 0.9]),
@@ -295,7 +421,7 @@ def test_a_dicom_slice_with_a_damaged_geometry_is_named_and_the_others_are_kept(
     setattr(one, tag, value)
     one.save_as(folder / "slice7.dcm")
     items, bad = read(folder)
-    assert [one.path.name for one in bad] == ["slice7.dcm"]
+    assert [one.path.name for one in bad] == ["slice7.dcm", "seg.dcm"]
     assert len(items["study"]) == 4
 
 

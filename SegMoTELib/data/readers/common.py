@@ -38,45 +38,65 @@ def read_description(folder: Path) -> dict:
 
 
 def carried_info(description: dict, folder: Path) -> dict:
-    """Return the parts of a description that go along with the data; "license" and "licence" are one word here."""
+    """Return the parts of a description that go along with the data."""
     info = {key: description[key] for key in CARRIED if description.get(key) not in (None, "")}
-    licence = description.get("licence") or description.get("license")
-    return {"name": folder.name, "source": folder.name} | info | {"licence": str(licence or "not stated")}
+    return {"name": folder.name, "source": folder.name} | info | {"licence": licence_of(description)}
+
+
+def licence_of(description: dict) -> str:
+    """Return the licence that a description states under either spelling, or "not stated"."""
+    return str(description.get("licence") or description.get("license") or "not stated")
 
 
 def indexed_labels(description: dict, path: Path) -> dict[int, str]:
     """Return index -> name of a description whose labels read ``{"1": "liver"}`` or ``{"liver": 1}``.
 
-    nnU-Net regions (``{"whole tumour": [1, 2]}``) name each index after the smallest region that holds it.
+    nnU-Net regions (``{"whole tumour": [1, 2], "core": 2}``) become names of single indices: 1 is "whole tumour without
+    core".
 
     Raises:
         DataError: labels of another form.
     """
     labels: dict[int, str] = {}
-    sizes: dict[int, int] = {}
+    regions: dict[str, set[int]] = {}
     try:
         for key, value in (description.get("labels") or {}).items():
             if isinstance(value, str):
                 labels[int(key)] = value
-                continue
-            members = value if isinstance(value, list) else [value]
-            for index in map(int, members):
-                if len(members) < sizes.get(index, len(members) + 1):
-                    labels[index], sizes[index] = str(key), len(members)
+            else:
+                regions[str(key)] = set(map(int, value if isinstance(value, list) else [value]))
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: labels must map indices to names or names to indices ({error}).") from error
+    for index in set().union(*regions.values()) - labels.keys():
+        labels[index] = _region_name(index, regions)
     return {index: name for index, name in sorted(labels.items()) if index != 0}
 
 
+def _region_name(index: int, regions: dict[str, set[int]]) -> str:
+    """What an index shows: the smallest regions that hold it, without the largest parts of them that do not."""
+    holding = {name: members for name, members in regions.items() if index in members}
+    smallest = [name for name, members in holding.items() if not any(other < members for other in holding.values())]
+    shared = set.intersection(*(holding[name] for name in smallest))
+    others = {name: members for name, members in regions.items() if index not in members and members & shared}
+    largest = [name for name, members in others.items() if not any(members < other for other in others.values())]
+    return " and ".join(smallest) + (f" without {' and '.join(largest)}" if largest else "")
+
+
 def pair_reference(image_paths: list[Path], label_path: Path, identifier: str, modality: str, labels: dict[int, str],
-                   *, group: str, split: str | None, ct_window: tuple[float, float]) -> Reference:
-    """Return the reference of one image (one file, or three files for R, G and B) with its label file."""
-    read = partial(_read_pair, image_paths, label_path, identifier, modality, labels, group, split, ct_window)
+                   *, group: str, split: str | None, ct_window: tuple[float, float],
+                   ignored: tuple[int, ...] = ()) -> Reference:
+    """Return the reference of one image (one file, or three files for R, G and B) with its label file.
+
+    A label that holds one of the ``ignored`` values is refused: what is neither inside nor outside has no place in a
+    mask.
+    """
+    read = partial(_read_pair, image_paths, label_path, identifier, modality, labels, group, split, ct_window, ignored)
     return Reference(label_path, read)
 
 
 def _read_pair(image_paths: list[Path], label_path: Path, identifier: str, modality: str, labels: dict[int, str],
-               group: str, split: str | None, ct_window: tuple[float, float]) -> Iterator[Item]:
+               group: str, split: str | None, ct_window: tuple[float, float], ignored: tuple[int, ...],
+               ) -> Iterator[Item]:
     rasters = [read_raster(path) for path in image_paths]
     image = rasters[0]
     if len(rasters) > 1:
@@ -84,7 +104,12 @@ def _read_pair(image_paths: list[Path], label_path: Path, identifier: str, modal
                        image.image)
     label = read_raster(label_path, label=True)
     check_same_grid(image, label, label_path)
-    array = index_map(as_labels(label, label_path), label_path, labels)
+    values = as_labels(label, label_path)
+    unjudged = int(np.isin(values, ignored).sum())
+    if unjudged:
+        raise DataError(f"{label_path}: {unjudged} pixels are marked to be ignored ({', '.join(map(str, ignored))}), "
+                        "but a mask knows inside and outside only; label them, or set them to 0 (background).")
+    array = index_map(values, label_path, labels)
     yield from labelled_slices(identifier, image, [array], modality, image_paths[0], group=group, split=split,
                                ct_window=ct_window)
 

@@ -1,7 +1,8 @@
 """DICOM series with DICOM SEG objects, in any folder structure.
 
 Patient identifiers never reach the output: patients are numbered in the order of their sorted identifiers. A frame that
-cannot be read is reported by name; the others of its series are kept. FRACTIONAL segments are cut at 0.5.
+cannot be read is reported by name, and so are a file that comes twice and segmented frames whose image is missing; the
+others of their series are kept. FRACTIONAL segments are cut at 0.5.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def _scan(folder: Path) -> tuple[dict[str, Series], list[Path], list[BadFile]]:
     series: dict[str, Series] = {}
     segmentations: list[Path] = []
     bad_files: list[BadFile] = []
+    seen: dict[tuple[str, str], Path] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER_TAGS)
@@ -103,6 +105,12 @@ def _scan(folder: Path) -> tuple[dict[str, Series], list[Path], list[BadFile]]:
         except (InvalidDicomError, AttributeError, EOFError, OSError, ValueError) as error:
             if path.suffix.lower() == ".dcm":
                 bad_files.append(BadFile(path, f"not a readable DICOM file ({error})."))
+            continue
+        series_uid = str(header.get("SeriesInstanceUID", uid))
+        first = seen.setdefault((series_uid, uid), path)
+        if first != path:  # one UID twice in a series would be taken for frames
+            bad_files.append(BadFile(path, f"the same {'segmentation' if modality == 'SEG' else 'image'} as "
+                                           f"{first.relative_to(folder)} by its UID; it counts once."))
             continue
         if modality == "SEG":
             segmentations.append(path)
@@ -112,7 +120,7 @@ def _scan(folder: Path) -> tuple[dict[str, Series], list[Path], list[BadFile]]:
         except (TypeError, ValueError) as error:
             bad_files.append(BadFile(path, f"its position or pixel spacing is damaged ({error})."))
             continue
-        one = series.setdefault(str(header.get("SeriesInstanceUID", uid)), Series(
+        one = series.setdefault(series_uid, Series(
             modality, str(header.get("PatientID") or header.get("StudyInstanceUID") or uid), spacing))
         one.files.append((position, uid, path))
     for one in series.values():
@@ -154,10 +162,17 @@ def _read(path: Path, series: Series, identifier: str, group: str, labels: dict[
     if len(set(instances)) not in (1, len(instances)):
         raise DataError(f"{path}: its series has several multi-frame files; give each a folder of its own.")
     pixels = to_8_bit(np.stack(frames), modality_name(series.modality), ct_window)
-    masks, indices = _read_masks(path, [uid for uid, _ in instances], labels)
+    segmentation = hd.seg.segread(path)
+    masks, indices = _masks(segmentation, [uid for uid, _ in instances], labels)
     if masks.shape[1:3] != pixels.shape[1:3]:
         raise DataError(f"{path}: {masks.shape[1]}x{masks.shape[2]} pixels, but its images have "
                         f"{pixels.shape[1]}x{pixels.shape[2]}.")
+    lost = _frames_elsewhere(segmentation, {uid for uid, _ in instances})
+    if lost:
+        yield BadFile(path, f"{lost} of its {segmentation.NumberOfFrames} frames are left out: they segment images "
+                            "that are not in this folder, cannot be read, or are of another series.")
+    elif not masks.any():
+        yield BadFile(path, "it labels no pixel of its images.")
     for number in np.flatnonzero(masks.any(axis=(1, 2, 3))):
         here: dict[int, np.ndarray] = {}
         for index, mask in zip(indices, np.moveaxis(masks[number], -1, 0), strict=True):
@@ -169,9 +184,8 @@ def _read(path: Path, series: Series, identifier: str, group: str, labels: dict[
                        spacing_mm=series.spacing_mm)
 
 
-def _read_masks(path: Path, uids: list[str], labels: dict[int, str]) -> tuple[np.ndarray, list[int]]:
+def _masks(segmentation: hd.seg.Segmentation, uids: list[str], labels: dict[int, str]) -> tuple[np.ndarray, list[int]]:
     """Return bool masks (images, H, W, segments), and the label index of each segment; one UID repeated is frames."""
-    segmentation = hd.seg.segread(path)
     options: dict[str, Any] = {"assert_missing_frames_are_empty": True, "ignore_spatial_locations": True}
     if len(uids) > len(set(uids)):
         values = segmentation.get_pixels_by_source_frame(uids[0], range(1, len(uids) + 1), **options)
@@ -179,6 +193,20 @@ def _read_masks(path: Path, uids: list[str], labels: dict[int, str]) -> tuple[np
         values = segmentation.get_pixels_by_source_instance(uids, **options)
     by_name = {name: index for index, name in labels.items()}
     return values >= 0.5, [by_name[_segment_name(segmentation, number)] for number in segmentation.segment_numbers]
+
+
+def _frames_elsewhere(segmentation: hd.seg.Segmentation, uids: set[str]) -> int:
+    """Count the frames with a label that segment none of some images; highdicom passes over them without a word."""
+    elsewhere = []
+    for number, frame in enumerate(segmentation.get("PerFrameFunctionalGroupsSequence") or []):
+        sources = {str(source.ReferencedSOPInstanceUID) for derivation in frame.get("DerivationImageSequence") or []
+                   for source in derivation.get("SourceImageSequence") or []}
+        if sources and not sources & uids:
+            elsewhere.append(number)
+    if not elsewhere:
+        return 0
+    frames = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
+    return int(frames[elsewhere].any(axis=(1, 2)).sum())
 
 
 def _segment_name(segmentation: hd.seg.Segmentation, number: int) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from SegMoTELib.data.items import (
+    BadFile,
     Item,
     Reference,
     SourceSet,
@@ -28,7 +29,7 @@ from SegMoTELib.data.readers.common import DESCRIPTION, carried_info, indexed_la
 from SegMoTELib.data.volumes import labelled_slices, read_raster, stem
 from SegMoTELib.errors import DataError
 
-SPLITS = {"training": None, "validation": "val", "test": "test"}
+SPLITS = {"training": None, "validation": "val", "test": "test"}  # the strictest last
 
 
 def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
@@ -41,16 +42,25 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
     labels = indexed_labels(description, folder / DESCRIPTION)
     modality = description.get("modality")
     modality = modality_name(next(iter(modality.values()), "unknown") if isinstance(modality, dict) else modality)
-    references = []
-    for key, split in SPLITS.items():
+    listed: list[tuple[str, Path, Path]] = []
+    for key in SPLITS:
         for pair in description.get(key) or []:
             if not isinstance(pair, dict) or not all(isinstance(pair.get(part), str) for part in ("image", "label")):
                 raise DataError(f"{folder / DESCRIPTION}: each entry of {key!r} needs 'image' and 'label'.")
-            image_path, label_path = (_inside(folder, pair[part]) for part in ("image", "label"))
-            references.append(Reference(label_path, partial(_read, image_path, label_path, labels, modality, split,
-                                                            ct_window)))
+            listed.append((key, _inside(folder, pair["image"]), _inside(folder, pair["label"])))
+    places = {label_path: key for key, _, label_path in listed}
+    references: dict[Path, Reference] = {}
+    bad_files = []
+    for key, image_path, label_path in listed:
+        if key != places[label_path] or label_path in references:
+            bad_files.append(BadFile(label_path, f"listed again in {key!r} by dataset.json; it counts once, in "
+                                                 f"{places[label_path]!r}."))
+            continue
+        references[label_path] = Reference(label_path, partial(_read, image_path, label_path, labels, modality,
+                                                               SPLITS[key], ct_window))
     return [SourceSet(code=safe_name(folder.name), modality=modality, labels=labels,
-                      info=carried_info(description, folder), references=references)]
+                      info=carried_info(description, folder), references=list(references.values()),
+                      bad_files=bad_files)]
 
 
 def _inside(folder: Path, name: object) -> Path:

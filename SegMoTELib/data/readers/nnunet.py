@@ -37,17 +37,17 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
     if not isinstance(channels, dict) or not channels or not all(str(number).isdigit() for number in channels):
         raise DataError(f'{path}: needs what the image channels are, such as "channel_names": {{"0": "CT"}}.')
     labels = indexed_labels(description, path)
-    ignored = [index for index, name in labels.items() if name == "ignore"]
+    ignored = tuple(index for index, name in labels.items() if name == "ignore")
     labels = {index: name for index, name in labels.items() if index not in ignored}
     names = [str(name) for _, name in sorted(channels.items(), key=lambda pair: int(pair[0]))]
     is_rgb = {name.lower() for name in names} in RGB_NAMES
     bundles = [(list(range(len(names))), "RGB")] if is_rgb else [([k], name) for k, name in enumerate(names)]
-    ending = str(description.get("file_ending") or _usual_ending(folder))
+    ending = "." + str(description.get("file_ending") or _usual_ending(folder)).lstrip(".")
     sets = []
     for number, (indices, name) in enumerate(bundles):
         code = safe_name(folder.name if len(bundles) == 1 else f"{folder.name}_{name}")
         modality = _modality(name, description)
-        references, bad_files = _references(folder, ending, indices, modality, labels, ct_window)
+        references, bad_files = _references(folder, ending, indices, modality, labels, ignored, ct_window)
         # Files are shared by the channels; what is wrong with them is told once.
         sets.append(SourceSet(code=code, modality=modality, labels=labels, info=carried_info(description, folder),
                               references=references, bad_files=bad_files if number == 0 else [],
@@ -56,7 +56,7 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
 
 
 def _references(folder: Path, ending: str, indices: list[int], modality: str, labels: dict[int, str],
-                ct_window: tuple[float, float]) -> tuple[list[Reference], list[BadFile]]:
+                ignored: tuple[int, ...], ct_window: tuple[float, float]) -> tuple[list[Reference], list[BadFile]]:
     references, bad_files = [], []
     for images, labelled, split in (("imagesTr", "labelsTr", None), ("imagesTs", "labelsTs", "test")):
         if not (folder / labelled).is_dir():
@@ -72,12 +72,17 @@ def _references(folder: Path, ending: str, indices: list[int], modality: str, la
             case = label_path.name[:-len(ending)]
             cases.add(case)
             paths = [folder / images / f"{case}_{index:04d}{ending}" for index in indices]
+            plain = folder / images / f"{case}{ending}"
+            if plain.exists() and not any(path.exists() for path in paths):
+                bad_files.append(BadFile(plain, f"its name lacks the number of the channel; rename it to "
+                                                f"{case}_0000{ending} (nnUNetv2_convert_MSD_dataset does so)."))
+                continue
             # A 2D RGB picture is one file with three channels, whatever channel_names says.
             paths = paths[:1] if not paths[-1].exists() and ending == ".png" else paths
             references.append(pair_reference(paths, label_path, safe_name(case), modality, labels, group=case,
-                                             split=split, ct_window=ct_window))
+                                             split=split, ct_window=ct_window, ignored=ignored))
         for path in sorted((folder / images).glob(f"*{ending}")):
-            if path.name[:-len(ending)].rpartition("_")[0] not in cases:
+            if not {path.name[:-len(ending)], path.name[:-len(ending)].rpartition("_")[0]} & cases:
                 bad_files.append(BadFile(path, f"image without a label in {labelled}."))
     return references, bad_files
 

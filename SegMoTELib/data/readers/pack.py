@@ -18,14 +18,14 @@ from SegMoTELib.data.items import (
     volume_from_name,
 )
 from SegMoTELib.data.pack import IMAGE_SUFFIXES, Pack, open_pack
-from SegMoTELib.data.readers.common import DESCRIPTION, as_labels
+from SegMoTELib.data.readers.common import DESCRIPTION, as_labels, licence_of
 from SegMoTELib.data.volumes import check_same_grid, read_raster
 from SegMoTELib.errors import DataError
 
 SPLITS = {"test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val", "train": "train",
           "training": "train"}  # names -> ours, the strictest first
 RECOMPUTED = ("splits", "groups", "spacing_mm", "n_images", "n_groups", "n_masks", "images_per_label", "review",
-              "labels", "modality")
+              "labels", "modality", "licence", "license")
 
 
 def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
@@ -42,6 +42,8 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
     if unknown:
         raise DataError(f"{folder / DESCRIPTION}: splits must be named train, val and test, not {', '.join(unknown)}.")
     groups = pack.info.get("groups") or {}
+    if not isinstance(groups, dict):
+        raise DataError(f"{folder / DESCRIPTION}: groups must map names of images to patients or volumes.")
     listed = [(identifier, name) for name, identifiers in pack.info["splits"].items() for identifier in identifiers]
     places: dict[str, str] = {}
     for identifier, name in sorted(listed, key=lambda pair: list(SPLITS).index(pair[1])):
@@ -53,7 +55,8 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
                                      f"it counts once, in {places[identifier]!r}."))
             continue
         seen.add(identifier)
-        group = str(groups.get(identifier) or volume_from_name(identifier))
+        group = groups.get(identifier)
+        group = volume_from_name(identifier) if group in (None, "") else str(group)  # a patient may be number 0
         references.append(Reference(folder / "images" / identifier,
                                     partial(_read, pack, identifier, SPLITS[name], group, ct_window)))
     bad_files += [BadFile(path, "not listed in any split of dataset.json.")
@@ -61,7 +64,7 @@ def read(folder: Path, ct_window: tuple[float, float]) -> list[SourceSet]:
                   and path.relative_to(folder / "images").with_suffix("").as_posix() not in places]
     info = {key: value for key, value in pack.info.items() if key not in RECOMPUTED}
     return [SourceSet(code=safe_name(folder.resolve().name), modality=modality_name(pack.modality), labels=pack.labels,
-                      info={"name": pack.code, "licence": "not stated"} | info, references=references,
+                      info={"name": pack.code, "licence": licence_of(pack.info)} | info, references=references,
                       bad_files=bad_files)]
 
 

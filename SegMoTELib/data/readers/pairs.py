@@ -8,6 +8,7 @@ Two files belong together when their paths are equal once the words that tell im
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,8 @@ def pair_key(path: Path) -> tuple[str, bool]:
     if re.search(rf"(?:^|[-_.])(?:{LABEL_WORDS})$", name, re.I):
         is_label = True
     name = re.sub(rf"(?:^|[-_.])(?:{LABEL_WORDS}|{IMAGE_WORDS})$", "", name, flags=re.I)
-    return "/".join([*folders, name] if name else folders), is_label
+    # One letter with an accent may be one sign or two, as some systems store names.
+    return unicodedata.normalize("NFC", "/".join([*folders, name] if name else folders)), is_label
 
 
 def _reference(key: str, image_path: Path, label_path: Path, modality: str, names: dict[int, str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ def read_segment_names(paths: list[Path]) -> list[str]:
         reader.SetFileName(str(path))
         try:
             reader.ReadImageInformation()
-        except RuntimeError:  # told by name when its turn to be read comes
+            found = _segments({key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}, path)
+        except (RuntimeError, DataError):  # told by name when its turn to be read comes
             continue
-        metadata = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
-        names.update(name for name, _, _ in _segments(metadata))
+        names.update(name for name, _, _ in found)
     return sorted(names)
 
 
@@ -43,7 +44,7 @@ def read_segments(path: Path, image: Raster) -> dict[str, np.ndarray]:
         stored = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise DataError(f"{path}: not a readable segmentation ({str(error).splitlines()[-1].strip()}).") from error
-    segments = _segments({key: stored.GetMetaData(key) for key in stored.GetMetaDataKeys()})
+    segments = _segments({key: stored.GetMetaData(key) for key in stored.GetMetaDataKeys()}, path)
     if not segments:
         raise DataError(f"{path}: no segments described in its header.")
     if image.image is None or stored.GetDimension() != image.dimension:
@@ -69,6 +70,9 @@ def _on_grid(stored: sitk.Image, offset: np.ndarray, image: Raster, segments: li
     target = tuple(slice(low, high) for low, high in zip(first + offset, last + offset, strict=True))
     masks: dict[str, np.ndarray] = {}
     for name, value, layer in segments:
+        if not 0 <= layer < layers.shape[-1]:
+            raise DataError(f"{path}: segment {name!r} should be in layer {layer}, but the layers end at "
+                            f"{layers.shape[-1] - 1}.")
         segment = layers[..., layer] == value
         mask = np.zeros(image.size, bool)
         mask[target] = segment[inside]
@@ -78,10 +82,15 @@ def _on_grid(stored: sitk.Image, offset: np.ndarray, image: Raster, segments: li
     return masks
 
 
-def _segments(metadata: dict[str, str]) -> list[tuple[str, int, int]]:
-    """(name, label value, layer) of each segment in a header."""
+def _segments(metadata: dict[str, str], path: Path) -> list[tuple[str, int, int]]:
+    """(name, label value, layer) of each segment in a header; before Slicer 4.11 each had a layer of its own."""
     found: list[tuple[str, int, int]] = []
-    while (prefix := f"Segment{len(found)}_") + "ID" in metadata:
-        found.append((metadata.get(prefix + "Name", prefix + "ID"), int(metadata.get(prefix + "LabelValue", 1)),
-                      int(metadata.get(prefix + "Layer", 0))))
+    described = filter(None, (re.fullmatch(r"Segment(\d+)_ID", key) for key in metadata))
+    for index in sorted(int(match[1]) for match in described):
+        prefix = f"Segment{index}_"
+        try:
+            value, layer = int(metadata.get(prefix + "LabelValue", 1)), int(metadata.get(prefix + "Layer", index))
+        except ValueError as error:
+            raise DataError(f"{path}: LabelValue and Layer of segment {index} must be numbers ({error}).") from None
+        found.append((metadata.get(prefix + "Name") or metadata[prefix + "ID"], value, layer))
     return found
