@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from SegMoTELib.cli import completion
+from SegMoTELib.errors import DataError
 
 
 def _result_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
@@ -63,12 +65,27 @@ def command(first_data: tuple[Path, ...], more_data: tuple[Path, ...], model: st
                           workers=workers, load=partial(load_predictor, model))
     result.settings["model"] = model
     click.echo(format_evaluation(result), nl=False)
-    if json_file:
-        result.write_json(json_file)
-    if csv_file:
-        result.write_csv(csv_file)
-    if sheet:
-        write_sheet(sheet, result.pictures)
+    _write([(json_file, result.write_json), (csv_file, result.write_csv),
+            (sheet, partial(write_sheet, pictures=result.pictures))])
+
+
+def _write(files: list[tuple[Path | None, Callable[[Path], None]]]) -> None:
+    """Write what was asked for; one file that fails does not cost the others.
+
+    Raises:
+        DataError: what could not be written, and why.
+    """
+    failed = []
+    for path, write in files:
+        try:
+            if path is not None:
+                write(path)
+        except OSError as error:
+            failed.append(f"{path}: cannot be written ({error.strerror or error}).")
+        except DataError as error:
+            failed.append(str(error))
+    if failed:
+        raise DataError(" ".join(failed))
 
 
 def load_predictor(model: str) -> Any:

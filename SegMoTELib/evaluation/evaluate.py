@@ -33,7 +33,7 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
     An image that cannot be evaluated, for whatever reason, is reported in ``failures`` and does not stop the run.
 
     Args:
-        packs: data sets; those without this split are left out.
+        packs: data sets; those without an image in this split are left out, and named in ``absent``.
         predictor: a ``Predictor``, or None to run the classical tools alone.
         split: "train", "val" or "test".
         baselines: compare with the frozen base and the classical tools.
@@ -61,6 +61,7 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
         "max_instances_per_image": MAX_INSTANCES, "max_boxes": MAX_PIECES, "max_clicks": NOC_CAP,
         "surface_tolerance": SURFACE_TOLERANCE,
         "surface_tolerance_unit": "mm where the spacing is known, else pixels"})
+    result.absent = [code for code in codes if code not in result.settings["datasets"]]
     outcomes = map(bench.evaluate, chosen) if workers == 1 else _spread(chosen, workers, load, baselines, seed)
     for done, ((pack, identifier), found) in enumerate(zip(chosen, outcomes, strict=True), start=1):
         if isinstance(found, Failure):

@@ -100,6 +100,7 @@ class Evaluation:
         failures: images that could not be evaluated.
         skipped: data set -> targets left out as too small.
         untargeted: data set -> images with nothing to segment.
+        absent: data sets without an image in this split.
         pictures: what the contact sheet draws, one per case of the first method that has a mask.
     """
 
@@ -108,6 +109,7 @@ class Evaluation:
     failures: list[Failure] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     untargeted: dict[str, int] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
     pictures: list[Any] = field(default_factory=list)
 
     def summary(self) -> list[Row]:
@@ -123,7 +125,8 @@ class Evaluation:
         """Write settings, summary, failures and counts of what was left out."""
         content = {"settings": self.settings, "summary": [asdict(row) for row in self.summary()],
                    "failures": [asdict(failure) for failure in self.failures],
-                   "skipped_small_targets": self.skipped, "images_without_target": self.untargeted}
+                   "skipped_small_targets": self.skipped, "images_without_target": self.untargeted,
+                   "datasets_without_split": self.absent}
         _prepare(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def write_csv(self, path: str | Path) -> None:

@@ -82,7 +82,7 @@ def write_sheet(path: str | Path, pictures: list[Picture]) -> None:
             _draw(axis, picture)
             case = picture.case
             axis.set_title(f"{MODES[mode]}, {rank}: Dice {case.metrics['dice']:.2f}\n"
-                           f"{case.dataset}/{case.image}\n{case.target}", fontsize=9)
+                           f"{case.dataset}/{case.image}\n{case.target}", fontsize=9, parse_math=False)
     figure.legend(handles=_legend(), loc="outside lower center", ncols=5, fontsize=9, facecolor="#444444",
                   labelcolor="white")
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -82,6 +82,9 @@ def _left_out(result: Evaluation) -> str:
         if counts:
             listed = ", ".join(f"{name} {number}" for name, number in counts.items())
             notes.append(f"{sum(counts.values())} {what} ({listed})")
+    if result.absent:
+        notes.append(f"{len(result.absent)} data sets without images in the split {result.settings['split']!r} "
+                     f"left out ({', '.join(result.absent)})")
     if result.failures:
         notes.append(f"{len(result.failures)} images could not be evaluated:")
         notes += [f"  {failure.dataset}/{failure.image}: {failure.reason}" for failure in result.failures]

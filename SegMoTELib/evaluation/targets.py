@@ -79,8 +79,8 @@ def find_auto_targets(label: np.ndarray, pack: Pack, offered: tuple[Any, ...]) -
 
 
 def _labels_of(target: Any, pack: Pack) -> set[int]:
-    sources = [source.rsplit(":", 1) for source in target.sources]
-    named = {int(index) for code, index in sources if code == pack.code}
+    sources = [source.rpartition(":") for source in target.sources]
+    named = {int(index) for code, _, index in sources if code == pack.code and index.isdecimal()}
     if named:
         return named
     if _plain(target.modality) != _plain(pack.modality):

@@ -26,7 +26,7 @@ from SegMoTELib.network.model import LEARNED_WITH_BASE, SegMoTE, build_model, is
 from SegMoTELib.network.published import from_published, is_published
 
 FORMAT = "segmote-1"
-PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")  # one row for each auto target
+PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_")  # start of names of what has a row for each auto target
 log = logging.getLogger(__name__)
 
 
@@ -76,7 +76,11 @@ def save_checkpoint(model: SegMoTE, path: str | Path, metadata: dict[str, str] |
               "format": FORMAT, "config": json.dumps(model.config.to_dict()),
               "trained": json.dumps({"adapters": model.adapters_trained, "auto": model.auto_trained})}
     temporary = path.with_name(path.name + ".part")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    usual = temporary.stat().st_mode
     save_file(tensors, temporary, metadata=header)
+    temporary.chmod(usual)  # safetensors lets nobody but the owner read
     os.replace(temporary, path)
 
 
@@ -102,7 +106,7 @@ def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTar
     for name, value in state.items():
         stale = is_adapter(name) and not model.adapters_trained and not name.startswith(LEARNED_WITH_BASE)
         stale |= name.startswith("mask_decoder.expert_domains.") and not same_domains
-        if name in PER_TARGET and name in own and own[name].shape[1:] == value.shape[1:]:
+        if name.startswith(PER_TARGET) and name in own and own[name].shape[1:] == value.shape[1:]:
             for new, old in kept:
                 value[new] = own[name][old]
         elif name in own and own[name].shape == value.shape and not stale:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ class Phase:
     """A stretch of training at one image size.
 
     Attributes:
-        size: side of the square input, pixels. steps: optimiser steps. batch: images per step, over all processes.
+        size: side of the square input, pixels. steps: optimiser steps.
+        batch: images per step, shared alike by all processes and their backward passes.
         rounds: prompts per target learned from; with 1, late rounds are learned in some steps, more clicks in others.
     """
 
@@ -141,7 +143,7 @@ def load_training_config(path: str | Path) -> TrainingConfig:
         raise DataError(f"{path}: not a readable YAML file ({error}).") from error
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected 'name: value' lines.")
-    unknown = sorted(set(values) - {item.name for item in fields(TrainingConfig)})
+    unknown = sorted(map(str, set(values) - {item.name for item in fields(TrainingConfig)}))
     if unknown:
         raise DataError(f"{path}: unknown settings {', '.join(unknown)}.")
     try:
@@ -155,7 +157,7 @@ def load_training_config(path: str | Path) -> TrainingConfig:
                               for code, factor in _pairs(path, emphasis).items()}
         values["auto_targets"] = tuple(
             AutoTarget(**{**target, "color": _color(f"{path}: color", target.get("color", (128, 174, 128))),
-                          "sources": tuple(target.get("sources", ()))})
+                          "sources": _sources(f"{path}: sources", target.get("sources", ()))})
             for target in values.get("auto_targets") or ())
         return TrainingConfig(**_numbers(path, TrainingConfig, values))
     except TypeError as error:
@@ -174,6 +176,14 @@ def _color(where: str, value: Any) -> tuple[int, ...]:
             or not all(type(part) is int and 0 <= part <= 255 for part in value):
         raise DataError(f"{where} must be [red, green, blue] of 0-255, not {value!r}.")
     return tuple(value)
+
+
+def _sources(where: str, value: Any) -> tuple[str, ...]:
+    sources = [value] if isinstance(value, str) else value
+    if not isinstance(sources, (list, tuple)) \
+            or not all(isinstance(source, str) and re.fullmatch(r".+:[0-9]+", source) for source in sources):
+        raise DataError(f'{where} must be like ["data set:label number"], not {value!r}.')
+    return tuple(sources)
 
 
 def _pairs(path: str | Path, values: Any) -> dict:

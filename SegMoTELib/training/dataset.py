@@ -15,6 +15,7 @@ from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
 from SegMoTELib.data.pack import Pack, Sample
+from SegMoTELib.errors import DataError
 from SegMoTELib.interaction.focus import FINEST, THIN, mask_thickness
 from SegMoTELib.network import AutoTarget
 
@@ -32,6 +33,7 @@ class Item:
         image: (S, S, 3) uint8. masks: (M, S, S) bool. targets: (M,) auto-target index, -1 where none fits.
         label: (S, S) uint8 label values of the whole image.
         key: the image it came from; equal keys mean equal images only without augmentation.
+        found: False where no target was large enough to be seen: then the masks hold the whole image.
     """
 
     image: np.ndarray
@@ -39,6 +41,7 @@ class Item:
     targets: np.ndarray
     label: np.ndarray
     key: tuple[str, str] = ("", "")
+    found: bool = True
 
 
 class TrainingData:
@@ -51,6 +54,9 @@ class TrainingData:
         emphasis: data set code -> factor on how often it is drawn.
         pseudo_share: how often one of the targets is a region of the image itself (ScribblePrompt, arXiv 2312.07381).
         targets_only: other labels than the auto targets' count as background, and views hold the whole image.
+
+    Raises:
+        DataError: an image that cannot be read, label values without a name, or an instance map of another size.
     """
 
     def __init__(self, packs: list[Pack], split: str, auto_targets: tuple[AutoTarget, ...], size: int,
@@ -67,7 +73,7 @@ class TrainingData:
             if mask_fraction < 1 and samples:
                 keep = max(1, round(mask_fraction * len(samples)))
                 samples = [samples[i] for i in np.random.default_rng(seed).permutation(len(samples))[:keep]]
-            loaded = [self._load(sample, longest) for sample in samples]
+            loaded = [self._load(sample, longest, pack.labels) for sample in samples]
             loaded = [entry for entry in loaded if entry[2].any()]
             if loaded:
                 self.sets.append(loaded)
@@ -84,23 +90,26 @@ class TrainingData:
         other.size = size
         return other
 
-    def _load(self, sample: Sample, longest: int) -> tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]:
+    def _load(self, sample: Sample, longest: int,
+              names: dict[int, str]) -> tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]:
         image, label, instances = sample.load_image(), sample.load_label(), sample.load_instances()
+        _check_maps(sample, label, instances, names)
         if self.targets_only:
             offered = [value for value in np.unique(label) if f"{sample.dataset}:{value}" in self.targets]
             label, instances = np.where(np.isin(label, offered), label, 0).astype(label.dtype), None
         scale = min(1.0, longest / max(label.shape))
         if scale < 1:
-            size = (round(label.shape[1] * scale), round(label.shape[0] * scale))
+            size = (max(1, round(label.shape[1] * scale)), max(1, round(label.shape[0] * scale)))
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
             if instances is not None:
                 instances = cv2.resize(instances.astype(np.float32), size,
                                        interpolation=cv2.INTER_NEAREST).astype(np.int32)
-        return sample, image, label, instances
+        return sample, image, label, instances if instances is not None and (instances > 0).any() else None
 
     def item(self, rng: np.random.Generator, augment: bool = True) -> Item:
         """Draw one item; a few tries make sure that its targets survive the augmentation."""
+        found = True
         for attempt in range(8):
             chosen = self.sets[rng.choice(len(self.sets), p=self.weights)]
             sample, image, label, instances = chosen[rng.integers(len(chosen))]
@@ -110,7 +119,7 @@ class TrainingData:
             if candidates:
                 break
         else:
-            candidates = [(np.ones(label.shape, bool), -1)]
+            candidates, found = [(np.ones(label.shape, bool), -1)], False
         if len(candidates) < self.masks_per_image and rng.random() < self.pseudo_share:
             region = _image_region(image, rng)
             candidates += [(region, -1)] if region is not None else []
@@ -120,7 +129,7 @@ class TrainingData:
         if image.ndim == 2:
             image = np.repeat(image[:, :, None], 3, axis=2)
         return Item(np.ascontiguousarray(image), np.stack([mask for mask, _ in picks]),
-                    np.array([target for _, target in picks]), label, (sample.dataset, sample.identifier))
+                    np.array([target for _, target in picks]), label, (sample.dataset, sample.identifier), found)
 
     def _square_matrix(self, label, instances, rng, augment) -> np.ndarray:
         """The (2, 3) affine map into the square: fitted, or with random zoom, shift, rotation and flip.
@@ -184,6 +193,21 @@ class TrainingData:
                 picked = rng.choice(values, min(3 * self.masks_per_image, len(values)), replace=False)
                 found.extend((instances == value, -1) for value in picked)
         return found
+
+
+def _check_maps(sample: Sample, label: np.ndarray, instances: np.ndarray | None, names: dict[int, str]) -> None:
+    """Refuse maps that say something else than they seem to, as evaluation does.
+
+    Raises:
+        DataError: label values without a name, or an instance map of another size.
+    """
+    where = f"{sample.dataset}/{sample.identifier}"
+    unknown = [int(value) for value in np.unique(label) if value and int(value) not in names]
+    if unknown:
+        raise DataError(f"{where}: label values {unknown} are not named in dataset.json; name them, or set them to 0.")
+    if instances is not None and instances.shape != label.shape:
+        raise DataError(f"{where}: the instance map is {instances.shape[1]}x{instances.shape[0]} pixels, the label map "
+                        f"{label.shape[1]}x{label.shape[0]}.")
 
 
 def _some_object(label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, float, np.ndarray]:

@@ -44,15 +44,23 @@ class Trainer:
     Args:
         config: what to do. folder: receives ``last.pt``, ``log.csv`` and, at the end, the model.
         device: torch device; gradients are averaged over processes when ``torch.distributed`` is initialised.
+
+    Raises:
+        DataError: no data, two data sets of one name, or a batch that the backward passes cannot share.
+        CheckpointError: an unusable ``start``.
     """
 
     def __init__(self, config: TrainingConfig, folder: str | Path, device: str = "cpu") -> None:
         self.config, self.folder, self.device = config, Path(folder), torch.device(device)
         self.rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         self.world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        self.packs = [pack for pack in open_packs(list(config.data)) if config.emphasis.get(pack.code, 1.0)]
+        _check_shares(config, self.world)
+        opened = open_packs(list(config.data))
+        _check_names(opened)
+        self.packs = [pack for pack in opened if config.emphasis.get(pack.code, 1.0)]
         if self.rank == 0:
             _warn_of_unlearned(config, self.packs)
+            _warn_of_unknown(config, opened)
         torch.manual_seed(config.seed)
         self.model = _starting_model(config, self.packs).to(self.device).to(memory_format=torch.channels_last)
         self.step = 0
@@ -109,27 +117,29 @@ class Trainer:
     def _metadata(self) -> dict[str, str]:
         """What must travel with the weights: config, step, versions, data and their licences."""
         data = {**_known_data(self.model.metadata),
-                **{pack.code: pack.info.get("licence", "unknown") for pack in self.packs}}
+                **{pack.code: pack.info.get("licence") or pack.info.get("license") or "unknown"
+                   for pack in self.packs}}
         stage = "targets" if self.config.targets_only else self.config.stage
         return {f"training_{stage}": json.dumps(self.config.to_dict()), f"training_{stage}_steps": str(self.step),
                 "versions": f"segmote {__version__}, torch {torch.__version__}, numpy {np.__version__}",
                 "training_data": json.dumps(data)}
 
     def validate(self, phase: Phase) -> dict[str, float]:
-        """IoU of the averaged weights on a fixed draw of validation items."""
+        """IoU of the averaged weights on a fixed draw of validation items; empty where there is nothing to find."""
         data = self._data("val", phase.size)
-        if len(data) == 0:
+        drawn = [data.item(np.random.default_rng([7, index]), augment=False)
+                 for index in range(VALIDATION_ITEMS)] if len(data) else []
+        items = [(index, item) for index, item in enumerate(drawn) if item.found]
+        if not items:
             return {}
         model = build_model(replace(self.model.config, image_size=phase.size)).to(self.device)
         model.load_state_dict({**self.model.state_dict(), **self.average})
         step = InteractiveStep(model.eval(), self.config)
-        items = [data.item(np.random.default_rng([7, index]), augment=False)
-                     for index in range(VALIDATION_ITEMS)]
         collected: dict[str, list[float]] = {}
         with torch.no_grad():
-            for start in range(0, VALIDATION_ITEMS, 16):
+            for start in range(0, len(items), 16):
                 part = items[start:start + 16]
-                _, log = step(Batch.of(part, list(range(start, start + len(part))), self.config), 2)
+                _, log = step(Batch.of([item for _, item in part], [index for index, _ in part], self.config), 2)
                 for name, value in log.items():
                     collected.setdefault(f"val/{name}", []).append(float(value))
         return {name: float(np.mean(values)) for name, values in collected.items()}
@@ -149,13 +159,15 @@ class Trainer:
         os.replace(temporary, self.folder / "last.pt")
 
     def resume(self) -> None:
-        """Load ``last.pt`` if there is one and drop log lines written after it.
+        """Load ``last.pt`` if there is one and drop log lines written after it, or all where there is none.
 
         Raises:
             CheckpointError: it is damaged or belongs to another config.
         """
         path = self.folder / "last.pt"
         if not path.exists():
+            if self.rank == 0:
+                _truncate_log(self.folder / "log.csv", self.step)
             return
         try:
             state = read_tensors(path, self.device)
@@ -201,7 +213,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         log: dict[str, float] = {}
         for seed, batch in self._next_batches():
-            torch.manual_seed(seed)  # routing noise
+            torch.manual_seed(seed % 2 ** 64)  # routing noise; torch takes no larger seed
             self._set_mode()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 loss, values = self._wrapped()(batch, phase.rounds, before)
@@ -244,8 +256,15 @@ class Trainer:
                 pseudo_share=self.config.pseudo_share if train else 0.0, emphasis=self.config.emphasis,
                 targets_only=self.config.targets_only)
             if train and len(self.data[split]) == 0:
-                raise DataError(f"no training images in {', '.join(self.config.data)}.")
+                raise DataError(self._nothing_to_learn())
         return self.data[split].at_size(size)
+
+    def _nothing_to_learn(self) -> str:
+        folders = ", ".join(self.config.data)
+        if not any(pack.info["splits"].get("train") for pack in self.packs):
+            return f"no training images in {folders}."
+        what = "one of the auto targets" if self.config.targets_only else "a label: their masks are all empty"
+        return f"none of the training images in {folders} shows {what}."
 
     def _choose_parameters(self) -> None:
         adapters = self.model.adapter_parameters()
@@ -264,7 +283,7 @@ class Trainer:
             self.model.image_encoder.eval()
 
     def _learning_rate(self) -> float:
-        warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
+        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
         done = self.step / max(1, self.config.steps)
         return self.config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
@@ -284,6 +303,31 @@ class Trainer:
             print(line, file=sys.stderr, flush=True)
         if validated:
             print(f"  {validated}", file=sys.stderr, flush=True)
+
+
+def _check_shares(config: TrainingConfig, world: int) -> None:
+    """Refuse batches that processes and backward passes cannot share alike: images would be left out unsaid.
+
+    Raises:
+        DataError: what ``batch`` must be.
+    """
+    shares = world * config.accumulate
+    for phase in config.phases:
+        if phase.batch % shares:
+            raise DataError(f"'batch' must be a multiple of {shares}, the processes times 'accumulate', not "
+                            f"{phase.batch}.")
+
+
+def _check_names(packs: list[Pack]) -> None:
+    """Refuse data sets that could not be told apart by their codes.
+
+    Raises:
+        DataError: two of one name.
+    """
+    codes = [pack.code for pack in packs]
+    twice = next((code for code in codes if codes.count(code) > 1), None)
+    if twice is not None:
+        raise DataError(f"two data sets are named {twice!r}; rename one of the folders.")
 
 
 def _starting_model(config: TrainingConfig, packs: list[Pack]) -> SegMoTE:
@@ -343,6 +387,14 @@ def _warn_of_unlearned(config: TrainingConfig, packs: list[Pack]) -> None:
         if target.sources and not known & set(target.sources):
             log.warning("%s: Auto will not learn it, for the data has none of its sources %s", target.name,
                         ", ".join(target.sources))
+
+
+def _warn_of_unknown(config: TrainingConfig, packs: list[Pack]) -> None:
+    """Say which emphasis changes nothing: most likely a data set is misspelt."""
+    known = {pack.code for pack in packs}
+    for code in config.emphasis:
+        if code not in known:
+            log.warning("%s: its emphasis changes nothing, for the data has no set of this name", code)
 
 
 def _set_image_size(model: SegMoTE, size: int) -> None:

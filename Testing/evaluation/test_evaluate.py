@@ -143,6 +143,19 @@ def test_a_run_without_any_result_is_an_error(tmp_path, make_pack, predictor):
         evaluate(open_packs([folder]), predictor)
 
 
+def test_data_sets_without_the_split_are_named(tmp_path, make_pack, predictor):
+    for name in ("a", "b", "c"):
+        make_pack(tmp_path / name, images=1)
+    for name, splits in (("a", {"train": ["case0"]}), ("c", {"test": []})):
+        info = json.loads((tmp_path / name / "dataset.json").read_text()) | {"splits": splits}
+        (tmp_path / name / "dataset.json").write_text(json.dumps(info))
+    result = evaluate(open_packs([tmp_path]), predictor, baselines=False)
+    assert result.absent == ["a", "c"]
+    assert "2 data sets without images in the split 'test' left out (a, c)" in format_evaluation(result)
+    result.write_json(tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["datasets_without_split"] == ["a", "c"]
+
+
 def test_data_sets_of_one_name_are_refused(tmp_path, make_pack, predictor):
     folders = [make_pack(tmp_path / parent / "shapes", images=1) for parent in "ab"]
     with pytest.raises(DataError, match="two data sets are named 'shapes'"):
@@ -187,6 +200,15 @@ def test_sheet_shows_best_median_and_worst_of_every_mode(tmp_path, make_pack, pr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.format == "PNG"
         assert sheet.width > 800
+
+
+def test_names_on_the_sheet_are_no_formulas(tmp_path, make_pack, predictor):
+    folder = make_pack(tmp_path / "set $x", images=1)
+    info = json.loads((folder / "dataset.json").read_text())
+    info["labels"]["1"] = r"blob $\frac{1$"
+    (folder / "dataset.json").write_text(json.dumps(info))
+    write_sheet(tmp_path / "sheet.png", evaluate(open_packs([folder]), predictor, baselines=False).pictures)
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_tables_name_every_method_and_data_set(tmp_path, make_pack, predictor):

@@ -1,5 +1,6 @@
 """``segmote evaluate`` as typed."""
 
+import errno
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from click.testing import CliRunner
 
 from SegMoTELib.cli import evaluate as module
 from SegMoTELib.errors import CheckpointError, DataError
+from SegMoTELib.evaluation.results import Evaluation
 from SegMoTELib.zoo import resolve_model
 
 
@@ -54,6 +56,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(run, tmp_path
     result = run("--data", make_pack(tmp_path / "shapes"), option, tmp_path / "file" / "result")
     assert result.exit_code == 2
     assert "cannot be written" in result.output
+
+
+def test_a_file_that_fails_is_named_and_costs_no_other(run, tmp_path, make_pack, monkeypatch):
+    def full(self, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Evaluation, "write_json", full)
+    with pytest.raises(DataError, match=r"out\.json: cannot be written \(No space left on device\)"):
+        run("--data", make_pack(tmp_path / "shapes", images=1), "--no-baselines", "--json", tmp_path / "out.json",
+            "--csv", tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text().startswith("dataset,")
 
 
 def test_a_model_that_does_not_exist_is_named():

@@ -83,6 +83,12 @@ def test_auto_targets_reach_other_data_of_the_same_kind(label):
     assert [target.name for target in find_auto_targets(label, make_pack("unseen"), offers)] == ["Liver"]
 
 
+def test_sources_that_name_no_label_are_passed_over(label):
+    offers = (Offer("liver", "CT", "set_a", "set_a:liver", "", ":", "set_a:1"), Offer("tumour", "MR", "set_a:"))
+    found = find_auto_targets(label, make_pack("set_a"), offers)
+    assert [(target.name, int(target.mask.sum())) for target in found] == [("liver", 100)]
+
+
 def test_auto_targets_absent_from_an_image_are_left_out(label):
     label[label == 1] = 0
     assert find_auto_targets(label, make_pack("set_a"), (Offer("liver", "CT", "set_a:1"),)) == []

@@ -91,6 +91,24 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(a_config, tmp_path, 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_started_over_does_not_log_its_steps_twice(a_config, tmp_path):
+    Trainer(a_config, tmp_path).run(progress=False)
+    log = (tmp_path / "log.csv").read_text()
+    (tmp_path / "last.pt").unlink()
+    Trainer(a_config, tmp_path).run(progress=False)
+    assert (tmp_path / "log.csv").read_text() == log
+
+
+def test_without_warm_up_the_first_step_is_a_whole_one(a_config, tmp_path):
+    rates = [Trainer(replace(a_config, warmup_steps=steps), tmp_path)._learning_rate() for steps in (0, 1, 4)]
+    assert rates == [a_config.learning_rate, a_config.learning_rate, a_config.learning_rate / 4]
+
+
+def test_the_largest_seed_is_taken(a_config, tmp_path):
+    Trainer(replace(a_config, seed=2 ** 63 - 1), tmp_path).run(stop_after=1, progress=False)
+    assert ",loss," in (tmp_path / "log.csv").read_text()
+
+
 def test_another_config_does_not_continue_a_run(a_config, tmp_path):
     Trainer(a_config, tmp_path).run(stop_after=1, progress=False)
     with pytest.raises(CheckpointError, match="another config"):
@@ -124,6 +142,21 @@ def test_accumulated_gradients_equal_one_large_batch(a_config, tmp_path):
     large, parts = weights(tmp_path / "large"), weights(tmp_path / "parts")
     mean = np.mean([float((large[name] - parts[name]).abs().mean()) for name in large])
     assert mean < 0.02 * a_config.learning_rate
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(3, 2), (2, 4)])
+def test_a_batch_that_cannot_be_shared_is_refused(a_config, tmp_path, batch, accumulate):
+    config = replace(a_config, phases=(Phase(64, 1, 8, 1), Phase(64, 1, batch, 1)), accumulate=accumulate)
+    with pytest.raises(DataError, match=f"'batch' must be a multiple of {accumulate}, .* not {batch}"):
+        Trainer(config, tmp_path)
+
+
+def test_processes_share_a_batch_too(a_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    with pytest.raises(DataError, match="'batch' must be a multiple of 4"):
+        Trainer(a_config, tmp_path)
 
 
 def test_mixed_precision_learns_the_same_in_single_precision_weights(a_config, tmp_path):
@@ -276,6 +309,11 @@ def test_what_the_start_learned_from_is_not_forgotten(a_config, a_pack, tmp_path
     assert known == [{"shapes": "CC0", "mine": "CC0"}, {"mine": "CC0"}]
 
 
+def test_the_model_may_be_read_by_whoever_may_read_the_checkpoint(a_config, tmp_path):
+    Trainer(a_config, tmp_path).run(stop_after=1, progress=False)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "last.pt").stat().st_mode
+
+
 def test_the_dense_head_is_not_part_of_the_model(a_config, tmp_path):
     Trainer(a_config, tmp_path).run(progress=False)
     assert not any(name.startswith("dense.") for name in weights(tmp_path))
@@ -338,6 +376,11 @@ def test_one_image_is_learned_with_box_click_and_auto(a_config, a_pack, tmp_path
     ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\nemphasis: {a: b}", "emphasis of a must be"),
     ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\nauto_targets: [{name: a, color: red}]",
      "color must be"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\n1: x\nlearning: 3",
+     "unknown settings 1, learning"),
+    *(("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\n"
+       f"auto_targets: [{{name: a, sources: {sources}}}]", "sources must be like")
+      for sources in ("shapes", "[shapes]", '["shapes:disk"]', '["shapes:1", ":1"]', "[{shapes: 1}]", "5", "null")),
     ("stage: base\ndata: [[x]]\nphases: [{size: 64, steps: 1, batch: 1}]", "must name folders"),
 ])
 def test_a_broken_config_is_explained(tmp_path, text, message):
@@ -354,6 +397,14 @@ def test_a_number_as_people_write_it_and_one_folder_are_taken(tmp_path):
     assert (config.learning_rate, config.data) == (4e-4, ("one folder",))
 
 
+def test_one_source_needs_no_list(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\n"
+                    "auto_targets: [{name: disk, sources: 'shapes:1'}, {name: square, sources: ['a:b:2', 'c:3']}]")
+    assert [target.sources for target in load_training_config(path).auto_targets] == [
+        ("shapes:1",), ("a:b:2", "c:3")]
+
+
 @pytest.mark.parametrize("change", [{"phases": (Phase(70, 1, 2, 1),)}, {"model": {"widths": 3}},
                                     {"model": {"compact_widths": [8]}}, {"model": {"embed_dim": 63}}])
 def test_a_model_that_cannot_be_built_is_explained(a_config, tmp_path, change):
@@ -366,6 +417,13 @@ def test_a_target_without_images_is_said(a_config, tmp_path, caplog):
     assert not caplog.records
     Trainer(replace(a_config, auto_targets=(AutoTarget("disk", sources=("shapes:9",)),)), tmp_path)
     assert "Auto will not learn it" in caplog.text
+
+
+def test_an_emphasis_without_a_data_set_is_said(a_config, tmp_path, caplog):
+    Trainer(replace(a_config, emphasis={"shapes": 2.0}), tmp_path)
+    assert not caplog.records
+    Trainer(replace(a_config, emphasis={"shapess": 0.0}), tmp_path)
+    assert "shapess: its emphasis changes nothing" in caplog.text
 
 
 def test_a_data_set_of_no_emphasis_is_left_out_of_training_and_origin(a_config, a_pack, tmp_path):
