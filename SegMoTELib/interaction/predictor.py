@@ -183,8 +183,6 @@ class Predictor:
                      ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Segment a target without prompts; returns what ``predict`` returns, with C = 1.
 
-        Where closer looks are on, what was found is the prompt of a second look (``refine``); the IoU is the first's.
-
         Args:
             target: name of one of ``auto_targets``; None for the first.
 
@@ -197,8 +195,6 @@ class Predictor:
         name = self.auto_targets[0].name if target is None else target
         masks, iou, low = self._decode(encoded.embedding, encoded.transform, Prompts(),
                                        {"auto": name, "adapters": self.model.adapters_trained})
-        if self.focus and (masks > 0).any():
-            masks, _, low = self.refine(masks[0] > 0)
         return (masks if return_logits else masks > 0), iou, low
 
     def refine(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from SegMoTELib.network.model import LEARNED_WITH_BASE, SegMoTE, build_model, is
 from SegMoTELib.network.published import from_published, is_published
 
 FORMAT = "segmote-1"
-PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_")  # start of names of what has a row for each auto target
+PER_TARGET = ("prompt_tokenizer.queries", "mask_decoder.target_dense.weight")  # one row for each auto target
 log = logging.getLogger(__name__)
 
 
@@ -106,7 +106,7 @@ def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTar
     for name, value in state.items():
         stale = is_adapter(name) and not model.adapters_trained and not name.startswith(LEARNED_WITH_BASE)
         stale |= name.startswith("mask_decoder.expert_domains.") and not same_domains
-        if name.startswith(PER_TARGET) and name in own and own[name].shape[1:] == value.shape[1:]:
+        if name in PER_TARGET and name in own and own[name].shape[1:] == value.shape[1:]:
             for new, old in kept:
                 value[new] = own[name][old]
         elif name in own and own[name].shape == value.shape and not stale:

@@ -18,7 +18,7 @@ from SegMoTELib.interaction.focus import (
     part_weights,
 )
 from SegMoTELib.interaction.predictor import Predictor
-from SegMoTELib.network import AutoTarget, ModelConfig, build_model
+from SegMoTELib.network import ModelConfig, build_model
 
 
 @pytest.fixture(scope="module")
@@ -167,22 +167,6 @@ def test_only_a_box_alone_lets_unsure_masks_grow(predictor, image, monkeypatch):
     assert after[0].min() > 900
     for one, other in zip(before[1:], after[1:], strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_auto_looks_again_at_what_it_found(image, monkeypatch):
-    torch.manual_seed(0)
-    predictor = Predictor(build_model(replace(ModelConfig.tiny((AutoTarget("disk"),)), image_size=128)), "cpu", "fp32")
-    predictor.set_image(image)
-    predictor.focus = False
-    first, iou, low = predictor.predict_auto(return_logits=True)
-    assert (first > 0).any()
-    predictor.focus = True
-    second, same_iou, _ = predictor.predict_auto(return_logits=True)
-    assert np.array_equal(second, predictor.refine(first[0] > 0)[0])
-    assert np.array_equal(same_iou, iou)
-    nothing = -np.abs(first)
-    monkeypatch.setattr(predictor, "_decode", lambda *_: (nothing, iou, low))
-    assert np.array_equal(predictor.predict_auto(return_logits=True)[0], nothing)
 
 
 def test_images_encoded_ahead_answer_as_if_set(predictor, image):
