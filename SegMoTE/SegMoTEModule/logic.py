@@ -214,8 +214,13 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         self._observed.observe(changed)
 
     def hasPrompts(self, target):
-        return (target is not None and self._segmenter is not None and target.exists()
-                and not self._segmenter.prompts(target).is_empty())
+        if target is None or not target.exists():
+            return False
+        if self._segmenter is not None:
+            return not self._segmenter.prompts(target).is_empty()
+        from SegMoTELib.mrml.prompts import PromptSet  # those of a loaded scene; no model is needed to see them
+
+        return not PromptSet(slicer.mrmlScene, target).is_empty()
 
     def canUndo(self):
         return self._segmenter is not None and self._segmenter.can_undo()

@@ -121,8 +121,8 @@ class SegmentWriter:
         labelmap = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
         if segmentation.GetSegmentation().GetSourceRepresentationName() != labelmap and not all(
                 _is_empty(segmentation, one) for one in segmentation.GetSegmentation().GetSegmentIDs()):
-            raise SegmentError(f"{segmentation.GetName()} is not made of voxels; in the Segmentations module create its "
-                               "binary labelmap and make that the source, or choose another segmentation.")
+            raise SegmentError(f"{segmentation.GetName()} is not made of voxels; in the Segmentations module create "
+                               "its binary labelmap and make that the source, or choose another segmentation.")
 
     def _take_back(self, segmentation: Any, segment_id: str, written: list[Written]) -> None:
         for grid, extent, added, taken in _merged(written):

@@ -199,6 +199,28 @@ def test_prompts_of_a_loaded_scene_are_corrected_and_cleared(ready, scene, image
     panel.cleanup()
 
 
+def test_prompts_of_a_loaded_scene_can_be_cleared_at_once(ready, image, module):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    segment, segmentation = ready.target.segment_id, ready.target.segmentation
+    assert mask(ready).any()
+    ready.cleanup()
+    panel = module.SegMoTEWidget()
+    panel.setup()
+    panel.enter()
+    panel.ui.mappingComboBox.setCurrentIndex(1)
+    assert not panel.ui.clearButton.enabled
+    panel.ui.volumeSelector.setCurrentNode(image)
+    panel.ui.segmentationSelector.setCurrentNode(segmentation)
+    panel.selectSegment(segment)
+    assert panel.ui.clearButton.enabled
+    panel.ui.clearButton.click()
+    wait(panel)
+    assert not mask(panel).any()
+    assert not panel.ui.clearButton.enabled
+    panel.cleanup()
+
+
 def test_a_loaded_scene_is_propagated_from_its_prompts(ready, image, module, truth):
     ready.ui.addPointButton.click()
     place(ready, (0, 0, 0))
