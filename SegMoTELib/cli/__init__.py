@@ -55,7 +55,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
     """Run one command; returns the exit status."""
     try:
         status = group.main(arguments, prog_name="segmote", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever called
+            sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
         error.show()

@@ -7,21 +7,27 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from SegMoTELib.cli import completion, explain, plain
+from SegMoTELib.cli import FAILED, completion, explain, plain
 from SegMoTELib.cli.volumes import PLANES, common_options, json_option, load_predictor
 from SegMoTELib.errors import SegMoTEError
 from SegMoTELib.imaging.dicom import find_series, is_dicom
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 RESULT = ".seg.nrrd"
+HEADER = 1 << 20  # bytes of a result that are searched for the names of its segments
 
 
 @click.command(short_help="Auto for every volume of a folder; resumes where it stopped.")
@@ -57,6 +63,10 @@ def command(folder: Path, target: str, orientation: str | None, intensity: str, 
     todo = {name: case for name, case in cases.items() if not (output / (name + RESULT)).exists()}
     if len(todo) < len(cases):
         click.echo(f"{len(cases) - len(todo)} of {len(cases)} are done already.", err=True)
+    others = [name for name in cases if name not in todo and not _holds(output / (name + RESULT), target)]
+    if others:
+        click.echo(f"segmote: {output}: {len(others)} of these have no segment {target!r} and are left alone; to find "
+                   "it there too, choose another folder with -o.", err=True)
     threads = 0 if workers == 1 or cluster else max(1, (os.cpu_count() or 1) // workers)
     calls = {name: (str(path.absolute()), series, target, orientation, intensity, model, device, keep_embeddings,
                     str(output / (name + RESULT)), threads) for name, (path, series) in todo.items()}
@@ -74,23 +84,41 @@ def _run_all(calls: dict[str, tuple], target: str, workers: int, cluster: str | 
     """Name -> result, and name -> why there is none."""
     from tqdm import tqdm
 
-    from SegMoTELib.cli.auto import in_words
-
     done: dict[str, dict] = {}
     failed: dict[str, str] = {}
+    left = list(calls)
+    with tqdm(total=len(left), desc=target, unit="volume", disable=None) as bar:
+        while left:
+            _run(left, calls, workers, cluster, done, failed, bar, quiet)
+            # A process that is ended takes all that were begun or wait along. What was begun goes on alone, or the
+            # volume that needs too much memory would keep those after it from ever being done.
+            lost = [name for name in left if name not in done and name not in failed]
+            for name in lost[:workers]:
+                _run([name], calls, 1, cluster, done, failed, bar, quiet)
+            left = lost[workers:]
+    return done, failed
+
+
+def _run(names: list[str], calls: dict[str, tuple], workers: int, cluster: str | None, done: dict[str, dict],
+         failed: dict[str, str], bar: tqdm, quiet: bool) -> None:
+    """Run some of the calls and note how each ended; of several, those that an ended process took along are left."""
+    from SegMoTELib.cli.auto import in_words
+
     with _executor(workers, cluster) as executor:
-        running = {executor.submit(run_case, *call): name for name, call in calls.items()}
-        for future in tqdm(as_completed(running), total=len(running), desc=target, unit="volume", disable=None):
+        running = {executor.submit(run_case, *calls[name]): name for name in names}
+        for future in as_completed(running):
             name = running[future]
             try:
                 done[name] = future.result()
             except Exception as error:  # one volume's trouble, whatever it is, must not stop the others
+                if isinstance(error, BrokenExecutor) and len(names) > 1:
+                    continue
                 failed[name] = plain(explain(error))
-                tqdm.write(f"{name}: FAILED: {failed[name]}", file=sys.stderr)
+                bar.write(plain(f"{name}: FAILED: {failed[name]}"), file=sys.stderr)
             else:
                 if not quiet:
-                    tqdm.write(" ".join((in_words(done[name]), *done[name]["warnings"])))
-    return done, failed
+                    bar.write(plain(" ".join((in_words(done[name]), *done[name]["warnings"]))))
+            bar.update()
 
 
 def find_cases(folder: Path, output: Path) -> dict[str, tuple[Path, str]]:
@@ -106,6 +134,8 @@ def find_cases(folder: Path, output: Path) -> dict[str, tuple[Path, str]]:
         found[name] = path, series
 
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("._"):  # macOS leaves one beside each file on a disk of another system
+            continue
         if path.is_file() and path.name.lower().endswith(ENDINGS) and not path.name.lower().endswith(RESULT):
             ending = next(one for one in sorted(ENDINGS, key=len, reverse=True) if path.name.lower().endswith(one))
             add(path.name[:-len(ending)], path)
@@ -117,15 +147,37 @@ def find_cases(folder: Path, output: Path) -> dict[str, tuple[Path, str]]:
     return found
 
 
-def _dicom_folders(folder: Path, output: Path) -> Iterator[Path]:
-    """The uppermost folders that hold DICOM files themselves."""
-    children = [path for path in sorted(folder.iterdir()) if path.absolute() != output]
-    if any(path.is_file() and is_dicom(path) for path in children):
+def _dicom_folders(folder: Path, output: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The uppermost folders that hold DICOM files themselves; a folder that may not be read is named and left out."""
+    above = (*above, folder.resolve())
+    try:
+        children = [path for path in sorted(folder.iterdir()) if path.absolute() != output]
+    except OSError as error:
+        click.echo(plain(f"segmote: {folder}: left out, for it cannot be read ({error.strerror or error})."), err=True)
+        return
+    if any(path.is_file() and _may_be_dicom(path) for path in children):
         yield folder
         return
     for path in children:
-        if path.is_dir():
-            yield from _dicom_folders(path, output)
+        if path.is_dir() and path.resolve() not in above:  # a link may lead back
+            yield from _dicom_folders(path, output, above)
+
+
+def _holds(result: Path, name: str) -> bool:
+    """Whether a segmentation has a segment of this name; one that cannot be read is taken to have it."""
+    try:
+        with result.open("rb") as file:
+            return f"_Name:={name}\n".encode() in file.read(HEADER)
+    except OSError:
+        return True
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, as far as it can be read: one that cannot must not hide the others."""
+    try:
+        return is_dicom(path)
+    except OSError:
+        return False
 
 
 def run_case(path: str, series: str, target: str, orientation: str | None, intensity: str, model: str, device: str,
@@ -165,9 +217,18 @@ def _check_target(model: str, target: str) -> None:
 
 
 def _end_quietly() -> None:
-    """Ctrl+C reaches every process: without this, each would print a traceback."""
+    """Ctrl+C reaches every process: without this, each would print a traceback. And none outlives who asked for it."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A scheduler ends only the first process, and would leave the others waiting for work, with their memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(FAILED)
 
 
 @contextmanager

@@ -66,7 +66,9 @@ def fetch(name: str, accept_licence: bool) -> None:
 
         path = download(entry, accept_licence, progress)
     if find(name).state == "not verified":
-        click.echo(f"segmote: {name}: nobody publishes a hash of it, so it could not be verified.", err=True)
+        why = (f"it was there already and has not been verified; do so with: segmote models verify {name}" if entry.hash
+               else "nobody publishes a hash of it, so it could not be verified.")
+        click.echo(f"segmote: {name}: {why}", err=True)
     click.echo(str(path))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from SegMoTELib.interaction.carrying import Crop
     from SegMoTELib.interaction.session import Session
 
-POSITION = re.compile(r"[-+.\d]+(,\s*[-+.\deE]+)+$")  # it may start with a minus sign
+POSITION = re.compile(r"[-+.\d][-+.\deE]*(,\s*[-+.\deE]+)+$")  # it may start with a minus sign
 MAPPINGS = ("percentiles", "ct_soft_tissue", "ct_lung", "ct_bone", "ct_brain")
 PLANES = ("axial", "sagittal", "coronal")
 

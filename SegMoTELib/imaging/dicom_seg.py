@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
     from SegMoTELib.imaging.files import NamedMask
 
+log = logging.getLogger(__name__)
+
 TISSUE = ("85756007", "SCT", "Tissue")  # Slicer's own default: category and type
 EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
          "StudyTime", "ReferringPhysicianName")  # present, but maybe empty, in every DICOM object
+SEXES = ("", "M", "F", "O")
 CODES = {"category": 1, "type": 2, "modifier": 3, "region": 5, "region modifier": 6}  # place in Slicer's string
 
 
@@ -44,6 +48,7 @@ def dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> Dataset:
         pixels = _in_file_order(pixels, volume.sources[0])
     try:
         sources = [_source(source, volume) for source in volume.sources]
+        _empty_unfit(path, sources)
         found = hd.seg.Segmentation(
             source_images=sources, pixel_array=pixels, segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_description(number, segment) for number, segment in enumerate(segments, 1)],
@@ -81,6 +86,28 @@ def _source(path: Path, volume: Volume) -> Dataset:
         if name not in source:
             setattr(source, name, "")
     return source
+
+
+def _empty_unfit(path: Path, sources: list[Dataset]) -> None:
+    """Empty what describes patient and study in no form of the standard: highdicom would refuse the series for it."""
+    from pydicom.valuerep import DA, TM
+
+    unfit = set()
+    for source in sources:
+        for name, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM), ("PatientSex", _sex)):
+            try:
+                kind(str(source.get(name) or ""))
+            except ValueError:
+                unfit.add(name)
+                setattr(source, name, "")
+    if unfit:
+        log.warning("%s: left empty, for the series does not have it in a form that the standard allows: %s", path,
+                    ", ".join(sorted(unfit)))
+
+
+def _sex(value: str) -> None:
+    if value not in SEXES:
+        raise ValueError(value)
 
 
 def _in_file_order(pixels: np.ndarray, source: Path) -> np.ndarray:

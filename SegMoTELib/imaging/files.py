@@ -7,6 +7,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,11 @@ from SegMoTELib.imaging.volume import LPS_TO_RAS, Volume
 
 NIFTI = (".nii", ".nii.gz")
 SEGMENTATIONS = (".seg.nrrd", ".dcm", ".nii.gz", ".nii")
+PAIRED = (".hdr", ".img", ".img.gz")  # header and data in two files
+UNCHECKED = (*NIFTI, *PAIRED, ".vtk", ".gipl", ".gipl.gz", ".mrc")  # SimpleITK makes up what is missing at their end
+BIG_TIFF = 43  # version of TIFF files with places of 64 bits
 PIECE = 1 << 20
+SKEWED = 0.25  # of the smallest spacing: how far an axis may lead away from where right angles would lead it
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,17 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
                               "leave the series out.")
         if is_dicom(path):
             return read_dicom(path)
+        _refuse_name(path)
         _refuse_truncated(path)
+        if path.suffix.lower() in (".tif", ".tiff"):
+            _refuse_missing_pages(path)
         image = sitk.ReadImage(str(path))
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except MemoryError as error:
         raise VolumeError(f"{path}: does not fit into memory.") from error
     except RuntimeError as error:
-        raise VolumeError(f"{path}: not an image that can be read ({reason(error)}).") from error
+        raise VolumeError(f"{path}: not an image that can be read ({_reason(error)}).") from error
     dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
     if dimension == 2:
         image = sitk.JoinSeries(image)
@@ -88,7 +96,7 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
 
     Raises:
         VolumeError: no segments, a mask of another shape, another ending, segments that overlap in a label map, a
-            DICOM SEG of a volume that is not from DICOM, or a file that cannot be written.
+            label map of skewed axes, a DICOM SEG of a volume that is not from DICOM, or a file that cannot be written.
     """
     path = Path(path)
     if not segments:
@@ -112,7 +120,7 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
     image.SetDirection((lps[:3, :3] / volume.spacing).ravel().tolist())
     for key, value in ({} if labelmap else _tags(segments, places, volume.shape)).items():
         image.SetMetaData(key, value)
-    _write_atomically(lambda part: sitk.WriteImage(image, part, useCompression=True), path)
+    _write_atomically(lambda part: _write_and_compare(image, part), path)
 
 
 def find_obstacle(path: Path) -> str | None:
@@ -130,9 +138,11 @@ def check_output(path: Path, volume: Volume | None = None) -> None:
         volume: what will be segmented, where it is known already.
 
     Raises:
-        VolumeError: another ending than those of ``SEGMENTATIONS``, a folder, a place that cannot be written, or a
-            DICOM SEG without highdicom or of a volume that is not from DICOM, or in place of one of its files.
+        VolumeError: another ending than those of ``SEGMENTATIONS``, a folder, a place that cannot be written, a label
+            map of skewed axes, or a DICOM SEG without highdicom or of a volume that is not from DICOM, or in place of
+            one of its files.
     """
+    _refuse_name(path.absolute())
     if not path.name.endswith(SEGMENTATIONS):
         raise VolumeError(f"{path}: a segmentation's name ends in {', '.join(SEGMENTATIONS)}.")
     if path.is_dir():
@@ -143,6 +153,9 @@ def check_output(path: Path, volume: Volume | None = None) -> None:
     if volume is not None and path.exists() and any(source.exists() and path.samefile(source)
                                                     for source in volume.sources):
         raise VolumeError(f"{path}: is a file of the volume itself; choose another name.")
+    if volume is not None and path.name.endswith(NIFTI) and _is_skewed(volume):
+        raise VolumeError(f"{path}: the axes of the volume are not at right angles, which NIfTI cannot hold; write a "
+                          ".seg.nrrd.")
     if path.name.endswith(".dcm"):
         if find_spec("highdicom") is None:
             raise VolumeError("DICOM SEG needs highdicom: pip install segmote[dicom]; or write a .seg.nrrd.")
@@ -166,9 +179,35 @@ def _write_dicom_seg(path: Path, volume: Volume, segments: list[NamedMask]) -> N
     _write_atomically(found.save_as, path)
 
 
+def _refuse_name(path: Path) -> None:
+    """SimpleITK ends the whole program at a name that is no Unicode text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise VolumeError(f"{path}: its name has characters of another encoding than UTF-8; rename it.") from None
+
+
+def _reason(error: RuntimeError) -> str:
+    """SimpleITK's words, or ours where they mislead."""
+    words = reason(error)
+    if "orthonormal" in words:
+        return "its header gives axes that are not at right angles, or are damaged; resample it or correct the header"
+    if words.startswith("Reason:"):  # of whichever system call failed last
+        return "its data are missing, cut off or damaged"
+    return words
+
+
+def _is_skewed(volume: Volume) -> bool:
+    """Whether right angles, which are all that NIfTI holds, would put voxels into another place."""
+    left, _, right = np.linalg.svd(volume.directions)
+    away = np.linalg.norm((volume.directions - left @ right) * volume.spacing * volume.shape, axis=0)
+    return bool(away.max() > SKEWED * volume.spacing.min())
+
+
 def _refuse_truncated(path: Path) -> None:
-    """SimpleITK fills the missing end of a NIfTI file with zeros; half a scan must not pass for a whole one."""
-    if not path.name.lower().endswith(NIFTI):
+    """SimpleITK makes up the missing end of some files; half a scan must not pass for a whole one."""
+    data = _data_file(path)
+    if data is None:
         return
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -179,13 +218,49 @@ def _refuse_truncated(path: Path) -> None:
     needed = int(np.prod(reader.GetSize(), dtype=np.int64)) * min(bits, _nifti_bytes(reader, bits))
     present = 0
     try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+        with data.open("rb") as file:
+            packed = data.name.lower().endswith(".gz") and file.read(2) == b"\x1f\x8b"  # some are so in name only
+        with (gzip.open if packed else open)(data, "rb") as file:
             while present < needed and (piece := file.read(PIECE)):
                 present += len(piece)
     except (EOFError, OSError, zlib.error) as error:
-        raise VolumeError(f"{path}: is cut off or damaged; copy it again.") from error
+        raise VolumeError(f"{data}: is cut off or damaged; copy it again.") from error
     if present < needed:
-        raise VolumeError(f"{path}: is cut off: {present} of at least {needed} bytes are there; copy it again.")
+        raise VolumeError(f"{data}: is cut off: {present} of at least {needed} bytes are there; copy it again.")
+
+
+def _refuse_missing_pages(path: Path) -> None:
+    """SimpleITK leaves out the pages of a TIFF file that lie beyond its end."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        def number(at: int, width: int) -> int:
+            if at + width > size:
+                raise VolumeError(f"{path}: is cut off: pages are missing; copy it again.")
+            file.seek(at)
+            return int.from_bytes(file.read(width), "big" if mark == b"MM" else "little")
+
+        mark = file.read(2)
+        if mark not in (b"II", b"MM"):
+            return
+        start, width, counter, entry = (8, 8, 8, 20) if number(2, 2) == BIG_TIFF else (4, 4, 2, 12)
+        page, seen = number(start, width), {0}  # the chain of pages ends with no place
+        while page not in seen:
+            seen.add(page)
+            page = number(page + counter + entry * number(page, counter), width)
+
+
+def _data_file(path: Path) -> Path | None:
+    """The file whose length tells whether an image is all there; None where SimpleITK sees that itself."""
+    name = path.name.lower()
+    ending = next((end for end in sorted(UNCHECKED, key=len, reverse=True) if name.endswith(end)), None)
+    if ending in PAIRED:
+        stem = path.name[:-len(ending)]
+        pair = (path.with_name(stem + end) for end in (".img", ".img.gz", ".IMG", ".IMG.GZ"))
+        return next((one for one in pair if one.is_file()), None)
+    if ending == ".vtk":
+        with path.open("rb") as file:
+            return None if b"ASCII" in file.read(PIECE).split(b"\n", 3)[2:3] else path
+    return path if ending else None
 
 
 def _nifti_bytes(reader: sitk.ImageFileReader, default: int) -> int:
@@ -227,6 +302,18 @@ def _tags(segments: list[NamedMask], places: list[tuple[int, int]], shape: tuple
     return tags
 
 
+def _write_and_compare(image: sitk.Image, path: str) -> None:
+    """On a full disk, SimpleITK leaves half a file without a word."""
+    sitk.WriteImage(image, path, useCompression=True)
+    try:
+        back = sitk.ReadImage(path)  # its own name: a view does not keep its image alive
+        same = np.array_equal(sitk.GetArrayViewFromImage(back), sitk.GetArrayViewFromImage(image))
+    except RuntimeError:
+        same = False
+    if not same:
+        raise OSError("what was written does not come back; is the disk full?")
+
+
 def _write_atomically(write: Callable[[str], None], path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,8 +324,20 @@ def _write_atomically(write: Callable[[str], None], path: Path) -> None:
         raise VolumeError(f"{path}: cannot be written ({error.strerror}).") from error
     try:
         write(temporary)
+        mode = _mode_for(path)
         os.replace(temporary, path)
+        with suppress(OSError):  # some file systems keep none
+            os.chmod(path, mode)
     except (RuntimeError, OSError) as error:
         raise VolumeError(f"{path}: cannot be written ({reason(error)}).") from error
     finally:  # Ctrl+C too leaves no half file
         Path(temporary).unlink(missing_ok=True)
+
+
+def _mode_for(path: Path) -> int:
+    """Permissions of a finished file: those of the one it replaces, or what the user gives new files."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask

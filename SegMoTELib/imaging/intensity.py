@@ -12,6 +12,7 @@ PRESETS = {"ct_soft_tissue": (-160.0, 240.0), "ct_lung": (-1350.0, 150.0), "ct_b
 MAPPINGS = ("window", "percentiles", *PRESETS)
 PERCENTILES = (0.5, 99.5)
 SAMPLED = 2_000_000  # voxels looked at for percentiles
+DISTINCT = 1e-6  # of a value: what float32 can tell from it
 LARGEST = float(np.finfo(np.float32).max)  # slices are float32; what is beyond counts as no number
 
 
@@ -40,4 +41,4 @@ def range_of(volume: Volume, mapping: str, window: tuple[float, float] | None = 
     if values.size == 0:
         raise VolumeError("The volume holds no finite value that can be shown; it may be damaged.")
     black, white = (float(value) for value in np.percentile(values, PERCENTILES))
-    return (black, white) if white > black else (black, black + 1.0)
+    return (black, white) if white > black else (black, black + max(1.0, abs(black) * DISTINCT))

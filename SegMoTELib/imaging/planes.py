@@ -20,6 +20,7 @@ NORMALS = {"axial": (0.0, 0.0, 1.0), "coronal": (0.0, 1.0, 0.0), "sagittal": (1.
 SCREEN = {"axial": ((-1.0, 0, 0), (0, -1.0, 0)), "coronal": ((-1.0, 0, 0), (0, 0, -1.0)),
           "sagittal": ((0, -1.0, 0), (0, 0, -1.0))}
 PARALLEL = 1 - 1e-6  # cosine above which a plane counts as lying along the voxel grid
+ON_FACE = 1e-6  # of a voxel: rounding of a point on the outer face of a volume
 LARGEST_SIDE = 4096  # pixels
 
 
@@ -96,9 +97,10 @@ class SlicePlane:
         axis = int(np.abs(normal @ volume.directions).argmax())
         on_grid = _grid_normal(volume, axis)
         if abs(normal @ on_grid) > PARALLEL:
-            ijk[axis] = np.round(ijk[axis])
-            if not 0 <= ijk[axis] < volume.shape[axis]:
+            last = volume.shape[axis] - 1
+            if not -0.5 - ON_FACE <= ijk[axis] <= last + 0.5 + ON_FACE:
                 raise VolumeError("The point lies outside the volume; choose one inside it.")
+            ijk[axis] = np.clip(np.round(ijk[axis]), 0, last)  # its outer faces belong to a volume
             ras, normal = volume.to_ras(ijk), np.sign(normal @ on_grid) * on_grid
         spacing = float(volume.spacing[[other for other in range(3) if other != axis]].min())
         corners = _cross_section(volume, ras, normal)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from SegMoTELib.errors import VolumeError
-from SegMoTELib.imaging.planes import SlicePlane
+from SegMoTELib.imaging.planes import ON_FACE, SlicePlane
 from SegMoTELib.imaging.volume import Volume
 
 
@@ -64,8 +64,8 @@ class PlaneStack:
             VolumeError: beyond the first or last slice.
         """
         offset = float(self.planes[0].distance(np.asarray(ras, np.float64))) / self._signed_step
-        index = int(np.round(offset))
-        if not 0 <= index < len(self.planes) or abs(offset - index) > 0.5 + 1e-6:
+        index = int(np.clip(np.round(offset), 0, len(self.planes) - 1))
+        if abs(offset - index) > 0.5 + ON_FACE:
             raise VolumeError("The point lies outside the volume; choose one inside it.")
         return index
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def remove(name: str, folder: Path | None = None) -> int:
     model = find(name, folder)
     if model.state == "bundled":
         raise ModelError(f"{name}: comes with the extension and stays.")
-    if not model.size:
+    if not model.size and not model.path.is_file():
         raise ModelError(f"{name}: is not on this machine.")
     try:
         for path in (model.path, _record_path(model.path), model.path.with_name(f".{model.path.name}.part"),
@@ -142,10 +143,11 @@ def verify(name: str, folder: Path | None = None) -> str:
         if digest and found != digest:
             raise ModelError(f"{name}: {model.path} has changed or is damaged ({algorithm} differs). Remove and fetch "
                              f"it again: segmote models remove {name}")
-        if model.state != "bundled":
-            record(model.path, entry.url if entry else "", checked=bool(published))
     except OSError as error:
-        raise ModelError(f"{model.path}: cannot be read or noted ({error.strerror or error}).") from error
+        raise ModelError(f"{model.path}: cannot be read ({error.strerror or error}).") from error
+    if model.state != "bundled":
+        with suppress(OSError):  # a shared folder that may only be read: intact all the same
+            record(model.path, entry.url if entry else "", checked=bool(published))
     if not digest:
         return f"no hash is published; sha256:{found}"
     return f"{algorithm} as {'published' if published else 'when it came'}"

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from SegMoTELib.cli import group
 from SegMoTELib.errors import CheckpointError, ModelError
 from SegMoTELib.zoo import resolve_model
+from SegMoTELib.zoo.catalogue import find_entry
 
 
 @pytest.fixture
@@ -57,3 +58,13 @@ def test_verify_names_every_model_that_is_not_intact(segmote, tmp_path):
         (tmp_path / "models" / name).write_bytes(b"cut off")
     with pytest.raises(ModelError, match="not intact: sam-vit-b, sam-vit-l"):
         segmote("verify")
+
+
+def test_a_file_placed_by_hand_is_to_be_verified_before_it_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGMOTE_MODEL_DIR", str(tmp_path))
+    (tmp_path / "medsam_vit_b.pth").write_bytes(b"from a stick")
+    assert find_entry("medsam-vit-b").file == "medsam_vit_b.pth"
+    result = CliRunner().invoke(group, ["models", "fetch", "medsam-vit-b"])
+    assert result.stdout.strip() == str(tmp_path / "medsam_vit_b.pth")
+    assert "segmote models verify medsam-vit-b" in result.stderr
+    assert "nobody publishes" not in result.stderr

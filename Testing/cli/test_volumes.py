@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk
 from click.testing import CliRunner
+from pydicom.data import get_testdata_file
 
-from SegMoTELib.cli import group
+from SegMoTELib.cli import batch, group
 from SegMoTELib.cli.batch import find_cases
 from SegMoTELib.errors import PromptError, SegMoTEError
 from SegMoTELib.interaction.embeddings import SUFFIX
@@ -67,7 +75,8 @@ def test_propagate_stays_within_the_range_and_refuses_one_between_prompts(scan, 
 
 @pytest.mark.parametrize("spelled", [
     ["--point", "-26,-24,6", "-26,-24,8", "--exclude", "-5,-5,8", "-50,-40,8"],
-    ["--point=-26,-24,6", "--point", "-26,-24,8", "--exclude=-5,-5,8", "--exclude", "-50,-40,8"]])
+    ["--point=-26,-24,6", "--point", "-26,-24,8", "--exclude=-5,-5,8", "--exclude", "-50,-40,8"],
+    ["--point", "-2.6e1,-24,6e0", "-2.6e+01,-2.4E1,8", "--exclude", "-5,-5,8", "-5e1,-40,800e-2"]])
 def test_positions_are_read_as_people_type_them(scan, tmp_path, monkeypatch, spelled):
     asked = {}
     predict = Session.predict
@@ -135,6 +144,73 @@ def test_batch_goes_on_after_a_failure_and_resumes(scan, tmp_path):
     assert "1 of 2 are done already" in result.output
     assert (tmp_path / "in" / "segmentations" / "a.seg.nrrd").stat().st_mtime_ns == first["a.seg.nrrd"]
     assert (tmp_path / "in" / "segmentations" / "b.seg.nrrd").exists()
+
+
+def test_a_volume_that_ends_its_process_does_not_stop_the_others(scan, tmp_path, monkeypatch):
+    """As one does that takes too much memory; here Python itself is told to end where such a volume is opened."""
+    for name in ("in/a.nii.gz", "in/b.nii.gz", "in/c.nii.gz"):
+        scan(name)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os, sys\nsys.addaudithook(lambda event, arguments: event == 'open' and "
+        "str(arguments[0]).endswith('b.nii.gz') and os._exit(9))\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    result = run("batch", tmp_path / "in", "--auto", TARGET, "--json")
+    report = json.loads(result.stdout)
+    assert set(report["segmented"]) == {"a", "c"}
+    assert "ended from outside" in report["failed"]["b"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that ends one process of several")
+def test_no_process_outlives_a_batch_that_is_ended(scan, tmp_path):
+    first = scan("in/0.nii.gz")
+    for number in range(1, 60):
+        shutil.copy(first, first.with_name(f"{number}.nii.gz"))
+    with subprocess.Popen([sys.executable, "-m", "SegMoTELib.cli", "batch", str(first.parent), "--auto", TARGET],
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        while not list(first.parent.glob("segmentations/*.seg.nrrd")):  # until its worker is at work
+            assert running.poll() is None
+            time.sleep(0.05)
+        workers = psutil.Process(running.pid).children()
+        running.terminate()
+        running.wait(10)
+    assert workers
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+def test_a_link_that_leads_back_and_a_macs_shadow_files_are_no_volumes(scan, tmp_path):
+    scan("in/a.nii.gz")
+    (tmp_path / "in" / "._a.nii.gz").write_bytes(bytes(82))
+    (tmp_path / "in" / "ct").mkdir()
+    shutil.copy(get_testdata_file("CT_small.dcm"), tmp_path / "in" / "ct")
+    (tmp_path / "in" / "ct up").symlink_to(tmp_path / "in")
+    assert set(find_cases(tmp_path / "in", tmp_path / "out")) == {"a", "ct"}
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_hides_no_other(tmp_path, monkeypatch, capsys):
+    for name in ("ct", "lost+found"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        shutil.copy(get_testdata_file("CT_small.dcm"), tmp_path / "in" / name)
+    (tmp_path / "in" / "letter").write_text("locked", encoding="utf-8")
+    look, is_dicom = Path.iterdir, batch.is_dicom
+
+    def forbid(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", lambda path: (forbid if path.name == "lost+found" else look)(path))
+    monkeypatch.setattr(batch, "is_dicom", lambda path: (forbid if path.name == "letter" else is_dicom)(path))
+    assert set(find_cases(tmp_path / "in", tmp_path / "out")) == {"ct"}
+    assert "lost+found: left out, for it cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def test_results_for_another_target_are_not_passed_off_as_done(scan, tmp_path):
+    scan("in/a.nii.gz")
+    arguments = ("batch", tmp_path / "in", "--auto")
+    assert run(*arguments, TARGET).exit_code == 0
+    assert "no segment" not in run(*arguments, TARGET).stderr
+    result = run(*arguments, "common carotid artery")
+    assert "1 of these have no segment 'common carotid artery'" in result.stderr
+    assert "choose another folder with -o" in result.stderr
 
 
 def test_a_cluster_of_two_workers_gives_the_same_as_one_process(scan, tmp_path):

@@ -6,6 +6,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 
 from SegMoTELib.errors import VolumeError
 from SegMoTELib.imaging.dicom_seg import TISSUE, coded
@@ -149,6 +151,27 @@ def test_odd_series_carry_a_dicom_seg_too(write_series, tmp_path, change):
         assert str(found.PatientName) == "Yamada^Tarou=山田^太郎=やまだ^たろう"
     else:
         assert str(found.PatientName) == str(pydicom.dcmread(volume.sources[0]).get("PatientName", ""))
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("PatientBirthDate", "00000000"), ("PatientBirthDate", "unknown"), ("StudyDate", "20191399"),
+    ("StudyTime", "12:30:00"), ("PatientSex", "female"), ("PatientSex", "U")])
+def test_odd_words_on_the_patient_do_not_keep_a_series_from_its_dicom_seg(write_series, tmp_path, caplog, name, value):
+    """They come from anonymising and from old scanners."""
+    def change(_, one):
+        tag = Tag(name)
+        one._dict[tag] = RawDataElement(tag, one[name].VR, len(value), value.encode(), 0, False, True)
+
+    write_series(tmp_path / "ct", change)
+    volume = read_volume(tmp_path / "ct")
+    mask = speckle(volume)
+    write_segmentation(tmp_path / "s.dcm", volume, [NamedMask("x", (1, 2, 3), mask)])
+    np.testing.assert_array_equal(read_back(tmp_path / "s.dcm", volume)[..., 0], mask)
+    found = pydicom.dcmread(tmp_path / "s.dcm")
+    assert found[name].value in ("", None)
+    assert found.PatientID == pydicom.dcmread(volume.sources[0]).PatientID
+    assert name in caplog.text
+    assert value not in caplog.text.split()
 
 
 @pytest.mark.parametrize("name", ["examples_rgb_color.dcm", "examples_palette.dcm", "JPGExtended.dcm"])

@@ -50,3 +50,10 @@ def test_colour_of_eight_bits_is_shown_as_it_is():
 def test_what_cannot_be_shown_is_said(array, mapping, window, message):
     with pytest.raises(VolumeError, match=message):
         range_of(volume_of(array), mapping, window)
+
+
+@pytest.mark.parametrize("value", [7, 2**63, -3.4e38, 1e20])
+def test_one_value_everywhere_has_a_range_however_large_it_is(value):
+    array = np.full((2, 3, 4), value, np.uint64 if value == 2**63 else np.float32)
+    black, white = range_of(Volume(array, np.eye(4)), "percentiles")
+    assert np.float32(black) < np.float32(white) < np.inf

@@ -54,6 +54,21 @@ def test_a_point_beyond_the_slices_is_refused(volume):
         PlaneStack.along(volume, "axial").nearest(volume.to_ras(np.array([0, 0, 99])))
 
 
+@pytest.mark.parametrize("count", [4, 5])
+def test_a_point_on_an_outer_face_belongs_to_the_slice_there(count):
+    """At both ends alike, though 0.5 and 1.5 are rounded to even numbers."""
+    volume = Volume(np.zeros((count, 9, 9), np.int16), np.diag([1.0, 1, 2, 1]))
+    stack = PlaneStack.along(volume, "axial")
+    for face, last in ((-0.5, 0), (count - 0.5, count - 1)):
+        point = volume.to_ras([4, 4, face])
+        assert SlicePlane.through(volume, "axial", point).pixel_to_ras[2, 3] == pytest.approx(2 * last)
+        assert stack.planes[stack.nearest(point)].pixel_to_ras[2, 3] == pytest.approx(2 * last)
+        with pytest.raises(VolumeError, match="outside"):
+            stack.nearest(volume.to_ras([4, 4, face + np.sign(face) * 0.01]))
+        with pytest.raises(VolumeError, match="outside"):
+            SlicePlane.through(volume, "axial", volume.to_ras([4, 4, face + np.sign(face) * 0.01]))
+
+
 def test_a_single_slice_is_a_stack_of_one():
     volume = Volume(np.zeros((1, 5, 6), np.uint8), np.eye(4))
     stack = PlaneStack.along(volume, "axial")

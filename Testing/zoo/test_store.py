@@ -8,7 +8,7 @@ import os
 import pytest
 
 from SegMoTELib.errors import CheckpointError, ModelError
-from SegMoTELib.zoo import BUNDLED, resolve_model
+from SegMoTELib.zoo import BUNDLED, resolve_model, store
 from SegMoTELib.zoo.catalogue import MODELS_FOLDER, catalogue, find_entry, read_catalogue
 from SegMoTELib.zoo.store import add, find, held, remove, verify
 
@@ -65,6 +65,25 @@ def test_a_file_placed_by_hand_is_found_but_not_called_verified(folder):
     assert resolve_model("sam-vit-b") == folder / "sam_vit_b_01ec64.pth"
     with pytest.raises(ModelError, match="damaged"):
         verify("sam-vit-b")
+
+
+def test_an_empty_file_can_be_removed(folder):
+    """What an interrupted copy leaves; it would keep the weights from being fetched."""
+    folder.mkdir()
+    (folder / "sam_vit_b_01ec64.pth").touch()
+    assert remove("sam-vit-b") == 0
+    assert state("sam-vit-b") == "not downloaded"
+
+
+def test_weights_in_a_folder_that_may_only_be_read_are_verified_all_the_same(folder, monkeypatch):
+    folder.mkdir()
+    (folder / "mine.pth").write_bytes(b"weights")
+
+    def forbid(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store, "record", forbid)
+    assert verify("mine").startswith("no hash is published; sha256:")
 
 
 def test_a_model_of_ones_own_is_used_by_name_and_removed(folder, tmp_path):
