@@ -68,6 +68,7 @@ def ensurePackages(told=lambda text, isError: None):
     checkSlicer()
     missing = missingPackages()
     if not missing:
+        loadPyTorch()
         return
     names = ", ".join(missing)
     if not slicer.util.confirmOkCancelDisplay(
@@ -87,6 +88,7 @@ def ensurePackages(told=lambda text, isError: None):
     if missing:
         raise SegMoTEError(_("{names} could not be installed; see the Python console, or restart Slicer and try "
                              "again.").format(names=", ".join(missing)))
+    loadPyTorch()
 
 
 def checkSlicer():
@@ -95,6 +97,18 @@ def checkSlicer():
 
     if not hasattr(slicer, "vtkSlicerSegmentEditorLogic"):
         raise SegMoTEError(_("SegMoTE needs Slicer 5.10 or newer."))
+
+
+def loadPyTorch():
+    """Import PyTorch and torchvision; ``SegMoTEError`` where they are damaged, or do not fit each other."""
+    from SegMoTELib.errors import SegMoTEError, reason
+
+    try:
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
+    except Exception as error:  # an ImportError, an OSError from a DLL, a RuntimeError from builds that do not fit
+        raise SegMoTEError(_("PyTorch could not be loaded ({reason}). Install it anew in the PyTorch Utils module and "
+                             "restart Slicer.").format(reason=reason(error))) from error
 
 
 def checkPyTorch():

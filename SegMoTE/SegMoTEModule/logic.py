@@ -135,8 +135,9 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
 
     def addSegment(self, segmentationNode, volumeNode, name="", color=None, terminology=""):
         """An empty segment; returns its id."""
-        from SegMoTELib.mrml.segments import prepare_segmentation
+        from SegMoTELib.mrml.segments import SegmentWriter, prepare_segmentation
 
+        SegmentWriter.check_voxels(segmentationNode)
         prepare_segmentation(segmentationNode, volumeNode)
         segmentId = segmentationNode.GetSegmentation().AddEmptySegment("", name)
         segment = segmentationNode.GetSegmentation().GetSegment(segmentId)

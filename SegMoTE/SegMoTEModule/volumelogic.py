@@ -36,7 +36,7 @@ class VolumeLogic:
         return len(self._runs.candidates[2])
 
     def pickCandidate(self, target, position):
-        """Write the candidate at (R, A, S) into a segment; False where there is none."""
+        """Write the candidate at (R, A, S), on the slice it was found on, into a segment; False where there is none."""
         return self._runs is not None and self._runs.pick(target, position)
 
     # --- for the panel: start and go on ----------------------------------------------------------------------------
@@ -148,6 +148,11 @@ class VolumeLogic:
             if segmentation.GetSegment(segmentId).GetTag("SegMoTE.Target", found) and str(found) == targetName:
                 return segmentId
         segmentId = self.addSegment(segmentationNode, volumeNode, targetName)
+        try:
+            self._checked(self.target(volumeNode, segmentationNode, segmentId))
+        except Exception:
+            segmentation.RemoveSegment(segmentId)
+            raise
         segmentation.GetSegment(segmentId).SetTag("SegMoTE.Target", targetName)
         return segmentId
 

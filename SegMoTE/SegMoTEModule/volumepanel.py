@@ -11,6 +11,8 @@ THIS_SLICE, RANGE, VOLUME = 0, 1, 2  # scopes of Auto
 class VolumePanel:
     """Mixed into the module's widget."""
 
+    offered = (None, None, 1)  # volume, view and number of the slices that the range can be chosen from
+
     def connectVolumeWidgets(self):
         ui = self.ui
         ui.viewComboBox.connect("currentIndexChanged(int)", lambda index: self.updateRange())
@@ -26,7 +28,7 @@ class VolumePanel:
         return slicer.mrmlScene.GetNodeByID(self.ui.viewComboBox.currentData or "") or "axial"
 
     def updateRange(self):
-        """All slices of the chosen volume and view."""
+        """All slices of the chosen volume and view; a range stays as it was set while these are the same."""
         volumeNode = self.ui.volumeSelector.currentNode()
         try:
             count = self.logic.sliceCount(volumeNode, self.chosenView())
@@ -34,15 +36,31 @@ class VolumePanel:
             if volumeNode is not None and not self.logic.isExpected(error):
                 raise
             count = 1
+        offered = (volumeNode and volumeNode.GetID(), self.ui.viewComboBox.currentData, count)
+        if offered == self.offered:
+            return
+        self.offered = offered
         self.ui.rangeWidget.setRange(1, count)
         self.ui.rangeWidget.setValues(1, count)
 
     def chosenRange(self):
-        """(first, last), counted from 0, within the slices that there are now: an oblique view may have been turned."""
-        count = self.logic.sliceCount(self.ui.volumeSelector.currentNode(), self.chosenView())
-        first, last = (round(value) - 1 for value in (self.ui.rangeWidget.minimumValue,
-                                                      self.ui.rangeWidget.maximumValue))
-        return max(0, min(first, count - 1)), max(0, min(last, count - 1))
+        """(first, last), counted from 0.
+
+        Where the view was turned since, and has another number of slices, all of them: a range that someone set means
+        nothing any more, which is an error.
+        """
+        from SegMoTELib.errors import SegMoTEError
+
+        ui = self.ui
+        first, last = (round(value) - 1 for value in (ui.rangeWidget.minimumValue, ui.rangeWidget.maximumValue))
+        count, offered = self.logic.sliceCount(ui.volumeSelector.currentNode(), self.chosenView()), self.offered[2]
+        if count == offered:
+            return first, last
+        self.updateRange()
+        if (first, last) != (0, offered - 1):
+            raise SegMoTEError(_("The view shows other slices than those that the range was set for; it holds all of "
+                                 "them now. Set it anew and start again."))
+        return 0, count - 1
 
     def onPropagate(self, direction):
         self.stopPlacing()
@@ -74,9 +92,15 @@ class VolumePanel:
         volumeNode, segmentationNode = self.ensureSegmentation()
         number = segmentationNode.GetSegmentation().GetNumberOfSegments() + 1
         segmentId = self.logic.addSegment(segmentationNode, volumeNode, _("Object {number}").format(number=number))
-        if not self.logic.pickCandidate(self.logic.target(volumeNode, segmentationNode, segmentId), position):
-            segmentationNode.GetSegmentation().RemoveSegment(segmentId)
-            self.showStatus(_("There is no candidate here."), False)
+        picked = False
+        try:
+            picked = self.logic.pickCandidate(self.logic.target(volumeNode, segmentationNode, segmentId), position)
+        finally:
+            if not picked:
+                segmentationNode.GetSegmentation().RemoveSegment(segmentId)
+        if not picked:
+            if not self.message:  # else it says why it could not be written
+                self.showStatus(_("There is no candidate here."), False)
             return
         self.creating = True  # the tool stays on for the next one
         try:

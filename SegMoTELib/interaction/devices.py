@@ -12,6 +12,7 @@ import torch
 from SegMoTELib.errors import SegMoTEError
 
 # PyTorch raises a plain RuntimeError where MPS or the CPU have no more memory.
+GPU_FULL = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # not always of its own kind
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -65,7 +66,8 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 
 def out_of_memory(error: Exception) -> str:
     """What to do where an error says that memory ran out, as one sentence; "" for any other error."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError) or (
+            isinstance(error, RuntimeError) and GPU_FULL.search(str(error))):
         return "The GPU's memory ran out; choose the CPU as device, or a smaller model."
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
         return "The memory ran out; close other volumes and programs, or choose a smaller model."

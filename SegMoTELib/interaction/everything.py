@@ -42,7 +42,8 @@ def find_everything(predictor: Predictor, encoded: EncodedImage,
     """
     height, width = encoded.pixels.shape[:2]
     side = max(height, width) / GRID
-    grid = np.stack(np.meshgrid(np.arange(side / 2, width, side), np.arange(side / 2, height, side)), -1).reshape(-1, 2)
+    columns, rows = (np.arange(min(side, length) / 2, length, side) for length in (width, height))
+    grid = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
     found = []
     for first in range(0, len(grid), AT_ONCE):
         if not go_on(first / len(grid)):

@@ -8,6 +8,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import AutoTarget, ImageEmbedding, MaskPrediction, SegMoTE
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 VIEWS_KEPT = 64  # closer looks at one image whose embeddings are kept for the next click
 READY_KEPT = 8  # embeddings kept in the decoder's precision, with what it prepares once per image
@@ -66,6 +69,7 @@ class Predictor:
         self.model = _placed(model, self.device, self.dtype).eval()
         self.cache = cache
         self.turn = threading.Lock()
+        self._moving = threading.Lock()  # while the model goes to the CPU
         self._fingerprint = ""
         self._ready: OrderedDict[int, tuple[ImageEmbedding, ImageEmbedding]] = OrderedDict()
         self.last: MaskPrediction | None = None
@@ -154,8 +158,8 @@ class Predictor:
 
         Args:
             point_coords: (P, 2) x, y in image pixels. point_labels: (P,), 1 inside, 0 outside.
-            box: (4,) x0, y0, x1, y1 in image pixels; or (N, 4), one around each separate piece of the object: what is
-                found in any of them, every click correcting the piece nearest to it.
+            box: (4,) x0, y0, x1, y1 in image pixels, any two opposite corners; or (N, 4), one around each separate
+                piece of the object: what is found in any of them, every click correcting the piece nearest to it.
             mask_input: (1, h, w) low-resolution logits of an earlier call; of several boxes those with clicks use it.
             multimask_output: without adapters, SAM's three masks; with adapters the router resolves the ambiguity and
                 there is one mask. return_logits: logits instead of a boolean mask.
@@ -285,16 +289,27 @@ class Predictor:
         while first < len(batch):
             try:
                 with torch.no_grad():
-                    found.append(self.model.encode(batch[first:first + size]))
+                    found.append(self._steadily(partial(self.model.encode, batch[first:first + size])))
                 first += size
             except RuntimeError as error:
-                mps_is_full = self.device.type == "mps" and out_of_memory(error)
-                if not (isinstance(error, torch.cuda.OutOfMemoryError) or mps_is_full):
+                if self.device.type == "cpu" or not out_of_memory(error):
                     raise
                 if size == 1:
                     self._fall_back_to_cpu()
                 size = max(1, size // 2)
         return found[0] if len(found) == 1 else ImageEmbedding.cat([part.to(self.device) for part in found])
+
+    def _steadily(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` gives; again, where another thread was moving the model to the CPU meanwhile."""
+        device = self.device
+        try:
+            return work()
+        except RuntimeError:
+            if self.device == device:
+                raise
+            with self._moving:
+                pass  # until it is there
+            return work()
 
     def _made_ready(self, embedding: ImageEmbedding) -> ImageEmbedding:
         """An embedding as the decoder wants it; the latest ones keep what it prepares once per image."""
@@ -311,8 +326,7 @@ class Predictor:
         """Where to look closer, as far as the prompts tell before the first decode."""
         extent = None
         if prompts.box is not None:
-            extent = np.concatenate([np.minimum(prompts.box[:2], prompts.box[2:]),
-                                     np.maximum(prompts.box[:2], prompts.box[2:])]).astype(float)
+            extent = prompts.box.astype(float)
         if prompts.mask is not None:
             extent = union(extent, mask_extent(encoded.transform.inverse_masks(prompts.mask)[0].numpy() > 0))
         if extent is None:
@@ -390,6 +404,10 @@ class Predictor:
     def _decode(self, embedding: ImageEmbedding, transform: SquareTransform | ViewTransform, prompts: Prompts,
                 settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logits on the image (C, H, W), IoU (C,) and low-resolution logits (C, h, w), float32."""
+        return self._steadily(lambda: self._decode_now(embedding, transform, prompts, settings))
+
+    def _decode_now(self, embedding: ImageEmbedding, transform: SquareTransform | ViewTransform, prompts: Prompts,
+                    settings: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         inputs = {**prompts.tensors(transform), **settings}
         embedding = self._made_ready(embedding)
         self._answered = (embedding, transform, inputs)
@@ -409,13 +427,16 @@ class Predictor:
         return encoded.domains if encoded.domains is None else encoded.domains.to(self.device)
 
     def _fall_back_to_cpu(self) -> None:
-        log.warning("The GPU ran out of memory; continuing on the CPU, more slowly.")
-        self.device = torch.device("cpu")
-        self.dtype = choose_precision(self.device)
-        self.model = _placed(self.model, self.device, self.dtype)
-        self._fingerprint = ""
-        self._ready.clear()
-        torch.cuda.empty_cache()
+        with self._moving:
+            if self.device.type == "cpu":  # another thread has done it
+                return
+            log.warning("The GPU ran out of memory; continuing on the CPU, more slowly.")
+            self.device = torch.device("cpu")
+            self.dtype = choose_precision(self.device)
+            self.model = _placed(self.model, self.device, self.dtype)
+            self._fingerprint = ""
+            self._ready.clear()
+            torch.cuda.empty_cache()
 
 
 def _united(pieces: list[tuple]) -> tuple:

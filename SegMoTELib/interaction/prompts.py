@@ -42,7 +42,8 @@ class Prompts:
         """
         cut = Prompts()
         if self.coords is not None and self.labels is not None:
-            held = np.array([part.holds(np.concatenate([click, click])) for click in self.coords])
+            pixels = np.clip(np.round(self.coords), 0, np.array(logits.shape[::-1]) - 1)  # those that were clicked on
+            held = np.array([part.holds(np.tile(pixel, 2)) for pixel in pixels])
             if held.any():
                 cut.coords, cut.labels = self.coords[held], self.labels[held]
         box = self.box
@@ -50,8 +51,7 @@ class Prompts:
             box = mask_extent(logits[part.cut] > 0)
             box = None if box is None else box + np.tile([part.x0, part.y0], 2)
         if box is not None:
-            corners = np.sort(np.reshape(box, (2, 2)), axis=0)
-            low, high = np.maximum(corners[0], (part.x0, part.y0)), np.minimum(corners[1], (part.x1 - 1, part.y1 - 1))
+            low, high = np.maximum(box[:2], (part.x0, part.y0)), np.minimum(box[2:], (part.x1 - 1, part.y1 - 1))
             cut.box = np.concatenate([low, high]) if (high >= low).all() else None
         return cut if cut.box is not None or (cut.labels is not None and (cut.labels == 1).any()) else None
 
@@ -95,7 +95,7 @@ def split_by_box(prompts: Prompts, boxes: np.ndarray, transform: SquareTransform
 
 def _nearest(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """(N, P) bool: which of (P, 2) points x, y have which of (N, 4) boxes nearest; all where they lie in several."""
-    corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)[:, :, None]
+    corners = boxes.reshape(-1, 2, 2)[:, :, None]
     away = np.linalg.norm(np.maximum(0, np.maximum(corners[:, 0] - points, points - corners[:, 1])), axis=-1)
     return away == away.min(axis=0)
 
@@ -121,6 +121,8 @@ def checked_prompts(coords, labels, box, mask, mask_size: int) -> tuple[Prompts,
     if coords is not None:
         coords = _checked("point_coords", coords, (None, 2))
         labels = _checked("point_labels", labels if labels is not None else [], (len(coords),))
+        if not np.isin(labels, (1, 0, -1)).all():
+            raise ValueError("point_labels must be 1 inside or 0 outside, or -1 for a point that does not count")
         if len(coords):
             prompts.coords, prompts.labels = coords, labels.astype(np.int64)
     elif labels is not None:
@@ -128,12 +130,17 @@ def checked_prompts(coords, labels, box, mask, mask_size: int) -> tuple[Prompts,
     if box is not None:
         corners = np.asarray(box)
         if corners.ndim == 2 and len(corners) > 1:
-            boxes = _checked("box", corners, (None, 4)).astype(float)
+            boxes = _sorted(_checked("box", corners, (None, 4)).astype(float))
         else:
-            prompts.box = _checked("box", corners[0] if corners.ndim == 2 and len(corners) else corners, (4,))
+            prompts.box = _sorted(_checked("box", corners[0] if corners.ndim == 2 and len(corners) else corners, (4,)))
     if mask is not None:
         prompts.mask = torch.from_numpy(_checked("mask_input", mask, (1, mask_size, mask_size)).astype(np.float32))
     return prompts, boxes
+
+
+def _sorted(boxes: np.ndarray) -> np.ndarray:
+    """(..., 4) any two opposite corners -> x0, y0, x1, y1."""
+    return np.sort(boxes.reshape(*boxes.shape[:-1], 2, 2), axis=-2).reshape(boxes.shape)
 
 
 def _checked(name: str, values: object, shape: tuple[int | None, ...]) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from SegMoTELib.errors import PromptError
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.stacks import PlaneStack
+from SegMoTELib.imaging.volume import Volume
 from SegMoTELib.interaction.auto import AutoResult, segment_slices
 from SegMoTELib.interaction.carrying import Crop
 from SegMoTELib.interaction.everything import Candidate
@@ -23,10 +24,12 @@ from SegMoTELib.mrml.preview import Preview
 from SegMoTELib.mrml.segmenter import PREFETCH, SceneSegmenter
 from SegMoTELib.mrml.segments import SegmentWriter
 from SegMoTELib.mrml.target import Target
-from SegMoTELib.mrml.volumes import volume_of, world_to_volume
+from SegMoTELib.mrml.volumes import to_own_ras, volume_of
 
 KEY = "run"
 SHOWN_EVERY = 0.4  # seconds between two updates of the preview
+ON_SLICE = 0.75  # slices: how far from the candidates a click is still for them
+MOVED = "The volume has another geometry now, and the result was for the old one; start again."
 PALETTE = ((0.9, 0.4, 0.3), (0.3, 0.7, 0.9), (0.5, 0.8, 0.4), (0.9, 0.8, 0.3), (0.7, 0.5, 0.9), (0.9, 0.6, 0.8))
 
 
@@ -69,6 +72,7 @@ class VolumeRuns:
         self.segmenter = segmenter
         self.pending: Pending | None = None
         self.candidates: tuple[Any, SlicePlane, list[Candidate]] | None = None  # volume node, plane, found
+        self._looked_at: Volume | None = None  # that the candidates are in
         self._preview: Preview | None = None
         self._unshown: list[tuple[int, Crop]] = []
         self._shown_at = 0.0
@@ -106,7 +110,11 @@ class VolumeRuns:
 
         def done(found: Propagated) -> None:
             self.pending = Pending(target, stack, found.masks, range(first, last + 1))
-            if self.apply():
+            if self._is_taken_back(target, stack, prompted):
+                self._show_all(found.masks)
+                self.segmenter.told("What it was carried from was taken back meanwhile; apply or discard the preview.",
+                                    False)
+            elif self.apply():
                 self._before[target.key] = Before(session, _key(stack), (first, last), prompted, found)
                 self.segmenter.told(f"Propagated to {found.in_words()}", False)
 
@@ -149,7 +157,9 @@ class VolumeRuns:
         session = self.segmenter.session(volume)
 
         def done(found: list[Candidate]) -> None:
-            self.candidates = (volume, plane, found)
+            if volume.GetScene() is None:  # deleted meanwhile
+                return
+            self.candidates, self._looked_at = (volume, plane, found), session.volume
             for number, one in enumerate(found):
                 patch = plane.insert(one.mask, volume_of(volume), solid=True)
                 self._open_preview(volume).add(f"candidate {number + 1}", PALETTE[number % len(PALETTE)], [patch])
@@ -166,19 +176,31 @@ class VolumeRuns:
     # --- results ---------------------------------------------------------------------------------------------------
 
     def pick(self, target: Target, world: np.ndarray) -> bool:
-        """Write the candidate at a position, world RAS, into a segment; False where there is none."""
-        if self.candidates is None:
+        """Write the candidate at a position, world RAS, into a segment; False where there is none.
+
+        Raises:
+            SegMoTEError: the candidates are another volume's, or of another geometry, or an unusable segment.
+        """
+        if self.candidates is None or self._looked_at is None:
             return False
+        SegmentWriter.check(target.segmentation, target.segment_id)
         volume, plane, found = self.candidates
-        matrix = world_to_volume(volume)
-        column, row = np.round(plane.to_pixels(np.asarray(world) @ matrix[:3, :3].T + matrix[:3, 3])).astype(int)
-        if not (0 <= row < plane.shape[0] and 0 <= column < plane.shape[1]):
+        stack = PlaneStack((plane,), self._looked_at)
+        if target.volume.GetID() != volume.GetID():
+            raise PromptError(f"The candidates are those of {volume.GetName()}; choose it as volume, or press "
+                              "Everything again.")
+        if _is_moved(stack, volume):
+            raise PromptError(MOVED)
+        position = to_own_ras(volume, world)
+        column, row = np.round(plane.to_pixels(position)).astype(int)
+        if not (0 <= row < plane.shape[0] and 0 <= column < plane.shape[1]
+                and abs(plane.distance(position)) < ON_SLICE * stack.step):
             return False
         hit = [one.mask for one in found if one.mask[row, column]]
         if not hit:
             return False
         smallest = min(hit, key=np.count_nonzero)  # what lies on top
-        return self.segmenter.apply_slices(target, PlaneStack((plane,), volume_of(volume)), {0: Crop.of(smallest)})
+        return self.segmenter.apply_slices(target, stack, {0: Crop.of(smallest)})
 
     def stop(self) -> None:
         """End the run; its finished slices stay in the preview."""
@@ -199,22 +221,23 @@ class VolumeRuns:
         """
         pending = self.pending
         if pending is not None and pending.target.exists():
-            if _key(pending.stack) != _key(replace(pending.stack, volume=volume_of(pending.target.volume))):
-                self.segmenter.told("The volume has another geometry now, and the result was for the old one; "
-                                    "start again.", True)
+            if _is_moved(pending.stack, pending.target.volume):
+                self.segmenter.told(MOVED, True)
             elif not self.segmenter.apply_slices(pending.target, pending.stack, pending.masks, pending.span):
                 self._show_all(pending.masks)
                 return False
             else:
                 self._forget_pending()
                 return True
+        elif pending is not None and pending.masks:
+            self.segmenter.told("The segment or its volume was deleted, and the result with it.", True)
         self._forget_pending()
         return False
 
     def discard(self) -> None:
         """Forget what is pending, and the candidates; the scene is as before the run."""
         self.segmenter.jobs.cancel(KEY)
-        self.candidates = None
+        self.candidates = self._looked_at = None
         self._forget_pending()
 
     def reset(self) -> None:
@@ -279,6 +302,12 @@ class VolumeRuns:
             self._preview.remove()
             self._preview = None
 
+    def _is_taken_back(self, target: Target, stack: PlaneStack, prompted: dict[int, np.ndarray]) -> bool:
+        """Whether a slice that a run started from holds nothing of its mask any more, as after an undo."""
+        return target.exists() and not _is_moved(stack, target.volume) and any(
+            mask.any() and not (mask & self.segmenter.mask_on(target, stack.planes[index])).any()
+            for index, mask in prompted.items())
+
     def _what_changed(self, target: Target, session: Session, stack: PlaneStack, span: tuple[int, int],
                       prompted: dict[int, np.ndarray]) -> tuple[Propagated | None, int | None]:
         """The latest result and the one prompted slice that is new or another since; None where more has changed."""
@@ -290,6 +319,10 @@ class VolumeRuns:
         changed = [index for index, mask in prompted.items()
                    if index not in before.prompted or not np.array_equal(before.prompted[index], mask)]
         return (before.found, changed[0]) if len(changed) == 1 else (None, None)
+
+
+def _is_moved(stack: PlaneStack, node: Any) -> bool:
+    return _key(stack) != _key(replace(stack, volume=volume_of(node)))
 
 
 def _key(stack: PlaneStack) -> tuple:

@@ -17,6 +17,7 @@ from SegMoTELib.imaging.planes import MaskPatch
 from SegMoTELib.mrml.volumes import world_to_volume
 
 EDITOR = "vtkMRMLSegmentEditorNode"
+MOST_VOXELS = 1 << 30  # of a mask on the segmentation's grid
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ class SegmentWriter:
             raise SegmentError("Choose a segment first, or add one.")
         if _is_locked(segment):
             raise SegmentError(f"The segment {segment.GetName()} is locked; unlock it, or choose another.")
+        SegmentWriter.check_voxels(segmentation)
+
+    @staticmethod
+    def check_voxels(segmentation: Any) -> None:
+        """Raise a ``SegmentError`` where segments are stored as something else than voxels."""
         labelmap = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
         if segmentation.GetSegmentation().GetSourceRepresentationName() != labelmap and not all(
                 _is_empty(segmentation, one) for one in segmentation.GetSegmentation().GetSegmentIDs()):
@@ -166,10 +172,18 @@ class SegmentWriter:
         return _matrix_of(aligned), _part(extent, block), owner[block]
 
     def _aligned(self, image: Any) -> Any:
-        """An image on the grid of the segmentation, beyond its edges too: of each voxel there the nearest value."""
-        aligned = slicer.vtkOrientedImageData()
+        """An image on the grid of the segmentation, beyond its edges too: of each voxel there the nearest value.
+
+        Raises:
+            SegmentError: the grid is so fine that there would be more voxels than fit into memory.
+        """
+        reference, aligned = self.logic.GetReferenceGeometryImage(), slicer.vtkOrientedImageData()
+        finer = abs(np.linalg.det(_matrix_of(image)) / np.linalg.det(_matrix_of(reference)))
+        if finer * image.GetNumberOfPoints() > MOST_VOXELS:
+            raise SegmentError("The segmentation stores its voxels far more finely than the image has them; choose "
+                               "another segmentation, or give this one the image's geometry in the Segment Editor.")
         slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
-            image, self.logic.GetReferenceGeometryImage(), aligned, False, True)
+            image, reference, aligned, False, True)
         return aligned
 
     def close(self) -> None:

@@ -62,7 +62,8 @@ def export_surfaces(segmentation: Any, folder: str | Path, file_format: str = "S
 def _copy(segmentation: Any) -> Any:
     """A hidden node with those segments that have a surface, under names that can be file names."""
     copy = slicer.vtkMRMLSegmentationNode()
-    copy.SetName(_file_name(segmentation.GetName(), "Segmentation", set()))
+    ascii_name = (segmentation.GetName() or "").encode("ascii", "ignore").decode()  # Slicer leaves out the rest itself
+    copy.SetName(_file_name(ascii_name, "Segmentation", set()))
     copy.SetHideFromEditors(True)
     copy.SetSaveWithScene(False)
     copy = segmentation.GetScene().AddNode(copy)
@@ -87,7 +88,8 @@ def _copy(segmentation: Any) -> Any:
 
 def _file_name(name: str, otherwise: str, taken: set[str]) -> str:
     """A name without what no file name may have on some system, and not one that is taken."""
-    plain = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name or "").strip(" .")[:80] or otherwise
+    plain = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name or "").strip(" .")
+    plain = plain.encode()[:80].decode(errors="ignore").strip(" .") or otherwise  # disks count bytes
     found, number = plain, 1
     while found.lower() in taken:
         number += 1

@@ -91,9 +91,13 @@ def stack_along(slice_to_world: np.ndarray, node: Any) -> PlaneStack:
 
 
 def window_of(node: Any) -> tuple[float, float] | None:
-    """(width, centre) of the volume's display, or None."""
+    """(width, centre) of the volume's display; None without one, or where it tells no black from white."""
     display = node.GetScalarVolumeDisplayNode() if node.IsA("vtkMRMLScalarVolumeNode") else None
-    return None if display is None else (display.GetWindow(), display.GetLevel())
+    if display is None:
+        return None
+    width, center = display.GetWindow(), display.GetLevel()
+    black, white = center - width / 2, center + width / 2
+    return (width, center) if np.isfinite([black, white]).all() and black < white else None  # infinite voxels spoil it
 
 
 def _modality(node: Any) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import types
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -137,3 +140,16 @@ def test_everything_finds_each_of_several_discs_once(predictor):
     for disc in discs:
         overlaps = [2 * (one.mask & disc).sum() / (one.mask.sum() + disc.sum()) for one in found]
         assert sum(overlap > 0.8 for overlap in overlaps) == 1
+
+
+@pytest.mark.parametrize("shape", [(12, 640), (640, 12)])
+def test_everything_looks_at_images_that_are_long_and_narrow(predictor, shape):
+    image = np.full(shape, 60, np.uint8)
+    place = tuple(slice(0, side // 2) if side > 12 else slice(2, 10) for side in shape)
+    image[place] = 200
+    clicked = []
+    predictor = types.SimpleNamespace(turn=contextlib.nullcontext(), predict_clicks=lambda encoded, clicks: (
+        clicked.extend(clicks), (np.full((len(clicks), 4, 4), -9.0), np.zeros(len(clicks))))[1])
+    find_everything(predictor, types.SimpleNamespace(pixels=np.repeat(image[..., None], 3, 2)))
+    assert len(clicked) == 16
+    assert ((np.array(clicked) >= 0) & (np.array(clicked) < shape[::-1])).all()

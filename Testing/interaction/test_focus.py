@@ -18,6 +18,7 @@ from SegMoTELib.interaction.focus import (
     part_weights,
 )
 from SegMoTELib.interaction.predictor import Predictor
+from SegMoTELib.interaction.prompts import Prompts
 from SegMoTELib.network import ModelConfig, build_model
 
 
@@ -181,3 +182,12 @@ def test_images_encoded_ahead_answer_as_if_set(predictor, image):
     for pixels, answer in zip((image, other), answers, strict=True):
         predictor.set_image(pixels)
         np.testing.assert_array_equal(predictor.predict(**click)[0], answer)
+
+
+@pytest.mark.parametrize(("click", "parts"), [((-0.5, 20), [True, False]), ((99.4, 99.5), [False, True]),
+                                              ((59.4, 20), [True, True]), ((59.6, 20), [False, True])])
+def test_a_click_in_the_outer_half_of_a_border_pixel_counts_in_its_part(click, parts):
+    prompts = Prompts(np.array([click, (50.0, 50.0)]), np.array([0, 1]), np.array([0.0, 0, 99, 99]))
+    for view, expected in zip((View(0, 0, 60, 100), View(40, 0, 100, 100)), parts, strict=True):
+        cut = prompts.inside(view, np.full((100, 100), -1.0))
+        assert (0 in cut.labels) is expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from SegMoTELib.errors import SegMoTEError
 from SegMoTELib.interaction import devices
 from SegMoTELib.interaction.devices import choose_device, choose_precision, describe
+from SegMoTELib.interaction.embeddings import EmbeddingCache
 from SegMoTELib.interaction.predictor import Predictor
 
 CLICK = {"point_coords": np.array([[20.0, 10.0]]), "point_labels": np.array([1])}
@@ -161,6 +163,8 @@ def test_a_new_image_replaces_the_old_one(predictor, image):
     ({"point_coords": [[3, 4]]}, "point_labels must be"),
     ({"point_coords": [[3, 4]], "point_labels": [1, 0]}, "point_labels must be"),
     ({"point_labels": [1]}, "without point_coords"),
+    ({"point_coords": [[3, 4]], "point_labels": [2]}, "point_labels must be 1 inside or 0 outside"),
+    ({"point_coords": [[3, 4]], "point_labels": [0.5]}, "point_labels must be 1 inside or 0 outside"),
     ({"box": [1, 2, 3]}, r"box must be numbers of shape \(4\)"),
     ({"box": [[1, 2, 3], [1, 2, 3]]}, r"box must be numbers of shape \(N, 4\)"),
     ({"box": np.zeros((0, 4))}, "box must be"),
@@ -183,6 +187,16 @@ def test_lists_integers_and_a_box_in_a_row_are_accepted(predictor, image):
     in_a_row = predictor.predict(**CLICK, box=BOX["box"][None])[2]
     assert np.array_equal(as_lists, expected)
     assert np.array_equal(in_a_row, expected)
+
+
+@pytest.mark.parametrize("corners", [[2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]])
+def test_a_box_may_be_given_by_any_two_opposite_corners(any_predictor, image, corners):
+    any_predictor.set_image(image)
+    boxes = np.array([BOX["box"], [2.0, 3.0, 12.0, 9.0]])
+    for given in (BOX["box"], boxes):
+        expected = any_predictor.predict(box=given)
+        for found, wanted in zip(any_predictor.predict(box=given[..., corners]), expected, strict=True):
+            assert np.array_equal(found, wanted)
 
 
 def test_no_clicks_beside_a_box_are_just_the_box(predictor, image):
@@ -292,7 +306,12 @@ def test_reduced_precision_returns_the_same_types(image, predictor, precision):
         assert np.isfinite(iou).all()
 
 
-def test_running_out_of_gpu_memory_continues_on_the_cpu(predictor, image, monkeypatch, caplog):
+GPU_FULL = (torch.cuda.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory"),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+
+
+@pytest.mark.parametrize("error", GPU_FULL, ids=str)
+def test_running_out_of_gpu_memory_continues_on_the_cpu(predictor, image, monkeypatch, caplog, error):
     predictor.set_image(image)
     expected = low_logits(predictor)
     encode, calls = predictor.model.encode, []
@@ -300,9 +319,10 @@ def test_running_out_of_gpu_memory_continues_on_the_cpu(predictor, image, monkey
     def fails_once(pixels):
         calls.append(predictor.device)
         if len(calls) == 1:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            raise error
         return encode(pixels)
 
+    monkeypatch.setattr(predictor, "device", torch.device("cuda"))
     monkeypatch.setattr(predictor.model, "encode", fails_once)
     monkeypatch.setattr(devices, "cpu_flags", frozenset)
     with caplog.at_level(logging.WARNING):
@@ -312,6 +332,52 @@ def test_running_out_of_gpu_memory_continues_on_the_cpu(predictor, image, monkey
     assert predictor.device == torch.device("cpu")
     assert predictor.dtype == torch.float32
     assert np.array_equal(low_logits(predictor), expected)
+
+
+@pytest.mark.parametrize("error", GPU_FULL, ids=str)
+def test_a_full_gpu_is_named_whatever_kind_of_error_says_so(error):
+    assert devices.out_of_memory(error).startswith("The GPU's memory ran out; choose the CPU")
+
+
+def test_memory_that_runs_out_on_the_cpu_too_ends_with_the_error_and_keeps_nothing(predictor, image, monkeypatch):
+    def fails(pixels):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    predictor.cache = EmbeddingCache(1 << 20)
+    monkeypatch.setattr(predictor, "device", torch.device("cuda"))
+    monkeypatch.setattr(predictor.model, "encode", fails)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        predictor.set_image(image)
+    assert predictor.device == torch.device("cpu")
+    assert len(predictor.cache) == 0
+    assert not predictor.is_image_set
+
+
+@pytest.mark.parametrize("step", ["encode", "decode"])
+def test_work_that_another_thread_moves_to_the_cpu_meanwhile_is_done_there(predictor, image, monkeypatch, step):
+    predictor.set_image(image)
+    expected, real = low_logits(predictor), getattr(predictor.model, step)
+    calls = []
+
+    def moved_meanwhile(*arguments, **options):
+        calls.append(predictor.device.type)
+        if len(calls) == 1:
+            other = threading.Thread(target=predictor._fall_back_to_cpu)
+            other.start()
+            other.join()
+            raise RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(predictor.model, step, moved_meanwhile)
+    if step == "encode":
+        monkeypatch.setattr(predictor, "device", torch.device("cuda"))
+        predictor.set_image(image)
+    else:
+        monkeypatch.setattr(predictor, "_made_ready", lambda embedding: embedding)
+        monkeypatch.setattr(predictor, "_domains_of", lambda encoded: None)
+        monkeypatch.setattr(predictor, "device", torch.device("cuda"))
+    assert np.array_equal(low_logits(predictor), expected)
+    assert calls[:2] == ["cuda", "cpu"]
 
 
 def test_another_failure_of_the_encoder_leaves_no_image_behind(predictor, image, monkeypatch):

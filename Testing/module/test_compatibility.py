@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import sys
 import types
@@ -79,6 +80,25 @@ def test_here_nothing_is_missing(compatibility):
     assert compatibility.missingPackages() == []
     compatibility.ensurePackages()
     compatibility.checkPyTorch()
+
+
+@pytest.mark.parametrize(("package", "damage"), [
+    ("torch", None), ("torchvision", None), ("torchvision", RuntimeError("operator torchvision::nms does not exist")),
+    ("torch", OSError("[WinError 1114] c10.dll or one of its dependencies could not be initialised"))],
+    ids=["no torch", "no torchvision", "builds that do not fit", "a damaged library"])
+def test_a_pytorch_that_cannot_be_loaded_is_explained(compatibility, monkeypatch, package, damage):
+    def load(name, *arguments):
+        if name == package and damage is not None:
+            raise damage
+        return original(name, *arguments)
+
+    original = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", load)
+    if damage is None:
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SegMoTEError, match=r"^PyTorch could not be loaded \(.+\)\. Install it anew") as caught:
+        compatibility.ensurePackages()
+    assert damage is None or str(damage) in str(caught.value)
 
 
 def test_slicer_5_12_installs_with_its_packaging_after_asking_once(compatibility, newer):

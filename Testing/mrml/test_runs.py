@@ -354,6 +354,73 @@ def test_a_picked_candidate_becomes_the_segment(scene, segmenter, runs, target):
     assert previews(scene) == 0
 
 
+def test_candidates_are_picked_on_their_slice_of_their_volume_only(scene, segmenter, runs, target):
+    plane = SlicePlane.through(volume_of(target.volume), "axial", world(28, 30, 10))
+    runs.everything(target.volume, plane)
+    segmenter.jobs.finish()
+    assert not runs.pick(target, world(28, 30, 11))
+    other = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "other")
+    slicer.util.updateVolumeFromArray(other, np.zeros(SHAPE, np.int16))
+    with pytest.raises(PromptError, match="those of scan; choose it as volume"):
+        runs.pick(Target(other, target.segmentation, target.segment_id), world(28, 30, 10))
+    target.volume.SetSpacing(1, 1, 3)
+    with pytest.raises(PromptError, match="another geometry now"):
+        runs.pick(target, world(28, 30, 10))
+    assert not mask(target).any()
+    target.volume.SetSpacing(1, 1, 2)
+    assert runs.pick(target, world(28, 30, 10.3))
+
+
+def test_a_volume_deleted_while_everything_looks_at_it_leaves_no_candidates(scene, segmenter, runs, target):
+    plane = SlicePlane.through(volume_of(target.volume), "axial", world(28, 30, 10))
+    runs.everything(target.volume, plane)
+    scene.RemoveNode(target.volume)
+    segmenter.jobs.finish()
+    assert runs.candidates is None
+    assert previews(scene) == 0
+
+
+@pytest.mark.parametrize("how", ["undo", "clear"])
+def test_what_was_carried_from_a_prompt_that_was_taken_back_waits_for_the_user(scene, segmenter, runs, target, stack,
+                                                                              told, how):
+    click(segmenter, target, 28, 30, 10)
+    runs.propagate(target, stack, 0, len(stack) - 1)
+    if how == "undo":
+        assert segmenter.undo()
+    else:
+        segmenter.prompts(target).clear()
+        segmenter.update(target)
+    segmenter.jobs.finish()
+    assert not mask(target).any()
+    assert "taken back meanwhile; apply or discard" in told[-1]
+    assert previews(scene) == 1
+    assert runs.apply()
+    assert dice(mask(target), TRUTH) > 0.85
+    assert segmenter.undo()
+    assert not mask(target).any()
+
+
+def test_a_segment_that_goes_on_to_the_next_object_meanwhile_is_finished(segmenter, runs, target, stack):
+    click(segmenter, target, 28, 30, 10)
+    runs.propagate(target, stack, 0, len(stack) - 1)
+    segmenter.accept(target.segmentation, target.segment_id)
+    segmenter.jobs.finish()
+    assert dice(mask(target), TRUTH) > 0.85
+
+
+def test_a_preview_whose_segment_was_deleted_says_so_when_it_is_applied(scene, segmenter, runs, target, stack, told):
+    click(segmenter, target, 28, 30, 10)
+    runs.propagate(target, stack, 0, len(stack) - 1)
+    while len(runs.pending.masks) < 3 and segmenter.jobs.busy():
+        segmenter.jobs.deliver(0.01)
+    runs.stop()
+    scene.RemoveNode(target.volume)
+    assert not runs.apply()
+    assert "was deleted, and the result with it" in told[-1]
+    assert previews(scene) == 0
+    assert runs.pending is None
+
+
 def test_deleting_the_segment_or_closing_the_scene_mid_run_is_harmless(scene, segmenter, runs, target, stack):
     click(segmenter, target, 28, 30, 10)
     runs.propagate(target, stack, 0, len(stack) - 1)

@@ -192,6 +192,20 @@ def test_a_segmentation_of_surfaces_is_refused_with_what_to_do(writer, segmentat
         writer.write(segmentation, "implant", volume, [Change(block(3, 9, 3, 9, 5, 5))])
 
 
+def test_a_grid_too_fine_for_the_memory_is_refused(writer, segmentation, volume, ready):
+    import vtk
+
+    sphere = vtk.vtkSphereSource()
+    sphere.SetRadius(0.02)
+    sphere.Update()
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(None)
+    segmentation.GetSegmentation().SetConversionParameter(
+        slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName(), "")
+    segmentation.AddSegmentFromClosedSurfaceRepresentation(sphere.GetOutput(), "speck", [1, 0, 0], "speck")
+    with pytest.raises(SegmentError, match="far more finely"):
+        writer.write(segmentation, ready[0], volume, [Change(block(3, 9, 3, 9, 5, 8))])
+
+
 def test_undo_is_exact_whatever_intensity_range_is_set_by_then(scene, writer, segmentation, volume, ready):
     written = writer.write(segmentation, ready[0], volume, [Change(block(3, 9, 3, 9, 5, 5))])
     editor(scene, SourceVolumeIntensityMask=True).SetSourceVolumeIntensityMaskRange(1e5, 2e5)

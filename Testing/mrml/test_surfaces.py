@@ -116,3 +116,14 @@ def test_what_cannot_be_written_is_said(scene, segmentation, add_box, tmp_path):
     with pytest.raises(SegmentError, match="cannot be written"):
         export_surfaces(segmentation, tmp_path / "file")
     assert scene.GetNumberOfNodes() == nodes
+
+
+@pytest.mark.parametrize("file_format", ["STL", "OBJ"])
+def test_long_names_of_any_script_fit_into_a_file_name(segmentation, add_box, tmp_path, file_format):
+    segmentation.SetName("脳" * 100)  # of which Slicer keeps nothing
+    for number, name in enumerate(("腎臓" * 60, "腎臓" * 60, "🫀" * 90)):
+        add_box(name, (2 * number, 2 * number + 1, 2, 9, 2, 9))
+    files = export_surfaces(segmentation, tmp_path, file_format)
+    assert len(files) == (3 if file_format == "STL" else 2)
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert all(path.name.startswith("Segmentation") for path in files)  # and none is hidden

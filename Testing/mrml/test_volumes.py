@@ -71,3 +71,22 @@ def test_window_and_level_are_those_of_the_display(volume):
     volume.GetDisplayNode().SetAutoWindowLevel(False)
     volume.GetDisplayNode().SetWindowLevel(400, 40)
     assert window_of(volume) == (400, 40)
+
+
+@pytest.mark.parametrize(("window", "level"), [(np.inf, 0), (np.nan, 0), (400, np.nan), (0, 40), (-3, 40),
+                                               (1e-13, 1000)])
+def test_a_window_that_tells_no_black_from_white_is_none(volume, window, level):
+    volume.CreateDefaultDisplayNodes()
+    volume.GetDisplayNode().SetAutoWindowLevel(False)
+    volume.GetDisplayNode().SetWindow(window)
+    volume.GetDisplayNode().SetLevel(level)
+    assert window_of(volume) is None
+
+
+def test_the_window_that_slicer_makes_of_infinite_voxels_is_none(volume):
+    array = slicer.util.arrayFromVolume(volume).astype(np.float32)
+    array[0] = np.inf
+    slicer.util.updateVolumeFromArray(volume, array)
+    volume.CreateDefaultDisplayNodes()
+    volume.GetDisplayNode().SetAutoWindowLevel(True)
+    assert window_of(volume) is None
