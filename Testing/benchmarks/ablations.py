@@ -50,8 +50,9 @@ RESULTS = Path(__file__).with_name("ablations.md")
 
 # Table -> title, variants: name -> changes of the training config ("model": of the adapters); None = no training.
 TABLES: dict[str, tuple[str, dict[str, dict | None]]] = {
-    "claims": ("Frozen base, + MoTE, + MoTE + PPT", {
-        "frozen base": None, "+ MoTE": {"auto_share": 0.0}, "+ MoTE + PPT": {}}),
+    "claims": ("Frozen base, + MoTE, + PPT, + domain experts", {
+        "frozen base": None, "+ MoTE": {"auto_share": 0.0, "model": {"domains": ()}},
+        "+ MoTE + PPT": {"model": {"domains": ()}}, "+ MoTE + PPT + domain experts": {}}),
     "experts": ("Number of experts E", {
         "E = 1": {"model": {"experts": 1}}, "E = 2": {"model": {"experts": 2}}, "E = 4": {},
         "E = 8": {"model": {"experts": 8}}}),
