@@ -7,7 +7,6 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -324,20 +323,8 @@ def _write_atomically(write: Callable[[str], None], path: Path) -> None:
         raise VolumeError(f"{path}: cannot be written ({error.strerror}).") from error
     try:
         write(temporary)
-        mode = _mode_for(path)
         os.replace(temporary, path)
-        with suppress(OSError):  # some file systems keep none
-            os.chmod(path, mode)
     except (RuntimeError, OSError) as error:
         raise VolumeError(f"{path}: cannot be written ({reason(error)}).") from error
     finally:  # Ctrl+C too leaves no half file
         Path(temporary).unlink(missing_ok=True)
-
-
-def _mode_for(path: Path) -> int:
-    """Permissions of a finished file: those of the one it replaces, or what the user gives new files."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return 0o666 & ~mask

@@ -76,11 +76,7 @@ def save_checkpoint(model: SegMoTE, path: str | Path, metadata: dict[str, str] |
               "format": FORMAT, "config": json.dumps(model.config.to_dict()),
               "trained": json.dumps({"adapters": model.adapters_trained, "auto": model.auto_trained})}
     temporary = path.with_name(path.name + ".part")
-    temporary.unlink(missing_ok=True)
-    temporary.touch()
-    usual = temporary.stat().st_mode
     save_file(tensors, temporary, metadata=header)
-    temporary.chmod(usual)  # safetensors lets nobody but the owner read
     os.replace(temporary, path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import stat
 import sys
 
 import numpy as np
@@ -257,18 +256,3 @@ def test_skewed_axes_go_into_a_seg_nrrd_and_are_refused_for_nifti(tmp_path):
     matrix[0, 1] = 1e-4  # rounding in a header moves the last voxel by less than anyone can see
     write_segmentation(tmp_path / "out.nii.gz", Volume(volume.array, matrix), segments)
     np.testing.assert_allclose(read_volume(tmp_path / "out.nii.gz").ijk_to_ras, matrix, atol=1e-3)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the user's folders by other means")
-def test_a_result_is_as_readable_as_the_users_other_files_or_as_what_it_replaces(make_ball, tmp_path):
-    volume, path = make_ball("RAS", "anisotropic"), tmp_path / "out.nii.gz"
-    segments = [NamedMask("a", (1, 2, 3), volume.array > 100)]
-    before = os.umask(0o027)
-    try:
-        write_segmentation(path, volume, segments)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640
-        path.chmod(0o600)
-        write_segmentation(path, volume, segments)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    finally:
-        os.umask(before)

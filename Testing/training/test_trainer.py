@@ -309,11 +309,6 @@ def test_what_the_start_learned_from_is_not_forgotten(a_config, a_pack, tmp_path
     assert known == [{"shapes": "CC0", "mine": "CC0"}, {"mine": "CC0"}]
 
 
-def test_the_model_may_be_read_by_whoever_may_read_the_checkpoint(a_config, tmp_path):
-    Trainer(a_config, tmp_path).run(stop_after=1, progress=False)
-    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "last.pt").stat().st_mode
-
-
 def test_the_dense_head_is_not_part_of_the_model(a_config, tmp_path):
     Trainer(a_config, tmp_path).run(progress=False)
     assert not any(name.startswith("dense.") for name in weights(tmp_path))
