@@ -148,11 +148,6 @@ class VolumeLogic:
             if segmentation.GetSegment(segmentId).GetTag("SegMoTE.Target", found) and str(found) == targetName:
                 return segmentId
         segmentId = self.addSegment(segmentationNode, volumeNode, targetName)
-        try:
-            self._checked(self.target(volumeNode, segmentationNode, segmentId))
-        except Exception:
-            segmentation.RemoveSegment(segmentId)
-            raise
         segmentation.GetSegment(segmentId).SetTag("SegMoTE.Target", targetName)
         return segmentId
 

@@ -201,6 +201,35 @@ def open_packs(folders: list[str | Path]) -> list[Pack]:
     return sorted(packs.values(), key=lambda pack: pack.code)
 
 
+def check_names(packs: list[Pack]) -> None:
+    """Refuse data sets that could not be told apart by their codes.
+
+    Raises:
+        DataError: two of one name.
+    """
+    codes = [pack.code for pack in packs]
+    twice = next((code for code in codes if codes.count(code) > 1), None)
+    if twice is not None:
+        raise DataError(f"two data sets are named {twice!r}; rename one of the folders.")
+
+
+def check_maps(label: np.ndarray, instances: np.ndarray | None, names: dict[int, str]) -> None:
+    """Refuse maps of an image that say something else than they seem to.
+
+    Args:
+        label: (H, W) label values. instances: map of single objects, or None. names: label value -> name.
+
+    Raises:
+        DataError: label values without a name, or an instance map of another size; the image is for the caller to name.
+    """
+    unknown = [int(value) for value in np.unique(label) if value and int(value) not in names]
+    if unknown:
+        raise DataError(f"label values {unknown} are not named in dataset.json; name them, or set them to 0.")
+    if instances is not None and instances.shape != label.shape:
+        raise DataError(f"the instance map is {instances.shape[1]}x{instances.shape[0]} pixels, the label map "
+                        f"{label.shape[1]}x{label.shape[0]}.")
+
+
 def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path)

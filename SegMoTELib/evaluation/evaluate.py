@@ -12,7 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
-from SegMoTELib.data.pack import Pack, Sample
+from SegMoTELib.data.pack import Pack, Sample, check_names
 from SegMoTELib.errors import DataError
 from SegMoTELib.evaluation.baselines import Method, TakesBoxes, TakesClicks, choose_methods
 from SegMoTELib.evaluation.clicks import MAX_PIECES, Box, number_of_clicks, piece_boxes, simulate_clicks, tight_box
@@ -47,10 +47,8 @@ def evaluate(packs: list[Pack], predictor: Any | None, split: str = "test", base
     Raises:
         DataError: two data sets of one name, no image in this split, or not one that could be evaluated.
     """
+    check_names(packs)
     codes = [pack.code for pack in packs]
-    if len(set(codes)) < len(codes):
-        twice = next(pack for pack in packs if codes.count(pack.code) > 1)
-        raise DataError(f"two data sets are named {twice.code!r}; rename one of the folders.")
     chosen = [(pack, identifier) for pack in packs for identifier in choose_images(pack, split, limit, seed)]
     if not chosen:
         raise DataError(f"no images in the split {split!r} of {', '.join(codes) or 'no data'}.")

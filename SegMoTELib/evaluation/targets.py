@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from SegMoTELib.data.pack import Pack
-from SegMoTELib.errors import DataError
+from SegMoTELib.data.pack import Pack, check_maps
 
 # Smaller masks are mostly noise of the annotation, and one pixel decides their Dice: they are skipped and counted.
 MIN_PIXELS = 16
@@ -42,16 +41,11 @@ def find_targets(label: np.ndarray, names: dict[int, str], instances: np.ndarray
     Raises:
         DataError: the label map holds a value without a name, or the instance map is of another size.
     """
-    unknown = [int(value) for value in np.unique(label) if value and int(value) not in names]
-    if unknown:
-        raise DataError(f"label values {unknown} are not named in dataset.json.")
+    check_maps(label, instances, names)
     if instances is None:
         found = [(names[int(value)], label == value) for value in np.unique(label) if value]
         kept = [Target(name, mask) for name, mask in found if np.count_nonzero(mask) >= MIN_PIXELS]
         return kept, len(found) - len(kept)
-    if instances.shape != label.shape:
-        raise DataError(f"the instance map is {instances.shape[1]}x{instances.shape[0]} pixels, the label map "
-                        f"{label.shape[1]}x{label.shape[0]}.")
     numbers, sizes = np.unique(instances[instances != 0], return_counts=True)
     large = numbers[sizes >= MIN_PIXELS]
     drawn = np.sort(np.random.default_rng(seed).permutation(large)[:MAX_INSTANCES])

@@ -382,7 +382,7 @@ class SceneSegmenter:
 
     def _mapping(self, node: Any) -> tuple[str, tuple[float, float] | None]:
         window = window_of(node)
-        usable = self.mapping != "window" or (window is not None and window[0] > 0)
+        usable = self.mapping != "window" or window is not None
         return (self.mapping if usable else "percentiles"), window
 
     def _apply(self, target: Target, snapshot: dict, asked: Sequence[PlanePrompts | None],

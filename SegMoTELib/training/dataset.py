@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
-from SegMoTELib.data.pack import Pack, Sample
+from SegMoTELib.data.pack import Pack, Sample, check_maps
 from SegMoTELib.errors import DataError
 from SegMoTELib.interaction.focus import FINEST, THIN, mask_thickness
 from SegMoTELib.network import AutoTarget
@@ -93,7 +93,10 @@ class TrainingData:
     def _load(self, sample: Sample, longest: int,
               names: dict[int, str]) -> tuple[Sample, np.ndarray, np.ndarray, np.ndarray | None]:
         image, label, instances = sample.load_image(), sample.load_label(), sample.load_instances()
-        _check_maps(sample, label, instances, names)
+        try:
+            check_maps(label, instances, names)
+        except DataError as error:
+            raise DataError(f"{sample.dataset}/{sample.identifier}: {error}") from error
         if self.targets_only:
             offered = [value for value in np.unique(label) if f"{sample.dataset}:{value}" in self.targets]
             label, instances = np.where(np.isin(label, offered), label, 0).astype(label.dtype), None
@@ -193,21 +196,6 @@ class TrainingData:
                 picked = rng.choice(values, min(3 * self.masks_per_image, len(values)), replace=False)
                 found.extend((instances == value, -1) for value in picked)
         return found
-
-
-def _check_maps(sample: Sample, label: np.ndarray, instances: np.ndarray | None, names: dict[int, str]) -> None:
-    """Refuse maps that say something else than they seem to, as evaluation does.
-
-    Raises:
-        DataError: label values without a name, or an instance map of another size.
-    """
-    where = f"{sample.dataset}/{sample.identifier}"
-    unknown = [int(value) for value in np.unique(label) if value and int(value) not in names]
-    if unknown:
-        raise DataError(f"{where}: label values {unknown} are not named in dataset.json; name them, or set them to 0.")
-    if instances is not None and instances.shape != label.shape:
-        raise DataError(f"{where}: the instance map is {instances.shape[1]}x{instances.shape[0]} pixels, the label map "
-                        f"{label.shape[1]}x{label.shape[0]}.")
 
 
 def _some_object(label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float, float, np.ndarray]:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from SegMoTELib import __version__
-from SegMoTELib.data.pack import Pack, open_packs
+from SegMoTELib.data.pack import Pack, check_names, open_packs
 from SegMoTELib.errors import CheckpointError, DataError, reason
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
@@ -56,7 +56,7 @@ class Trainer:
         self.world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         _check_shares(config, self.world)
         opened = open_packs(list(config.data))
-        _check_names(opened)
+        check_names(opened)
         self.packs = [pack for pack in opened if config.emphasis.get(pack.code, 1.0)]
         if self.rank == 0:
             _warn_of_unlearned(config, self.packs)
@@ -316,18 +316,6 @@ def _check_shares(config: TrainingConfig, world: int) -> None:
         if phase.batch % shares:
             raise DataError(f"'batch' must be a multiple of {shares}, the processes times 'accumulate', not "
                             f"{phase.batch}.")
-
-
-def _check_names(packs: list[Pack]) -> None:
-    """Refuse data sets that could not be told apart by their codes.
-
-    Raises:
-        DataError: two of one name.
-    """
-    codes = [pack.code for pack in packs]
-    twice = next((code for code in codes if codes.count(code) > 1), None)
-    if twice is not None:
-        raise DataError(f"two data sets are named {twice!r}; rename one of the folders.")
 
 
 def _starting_model(config: TrainingConfig, packs: list[Pack]) -> SegMoTE:
