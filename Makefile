@@ -21,7 +21,7 @@ docs: $(VENV)/.ready  ## pages and API reference as HTML, in docs/_build/html; a
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 test: $(VENV)/.ready lint  ## set up everything, then check style and types and run the whole suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 lint: $(VENV)/.ready  ## style, then types
 	$(BIN)/ruff check .
