@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import *
@@ -147,6 +148,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         crosshair = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLCrosshairNode")
         if crosshair is not None:
             self.addObserver(crosshair, slicer.vtkMRMLCrosshairNode.CursorPositionModifiedEvent, self.onCursorMoved)
+        self.addObserver(slicer.mrmlScene, slicer.vtkMRMLScene.NodeAddedEvent, self.onNodeAdded)
         self.fillViews()
         self.updateControls()
 
@@ -159,6 +161,8 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         self.shortcuts = []
         self.removeObservers(self.onInteractionModeChanged)
         self.removeObservers(self.onCursorMoved)
+        self.removeObservers(self.onViewModified)
+        self.removeObservers(self.onNodeAdded)
 
     def cleanup(self):
         self.exit()
@@ -177,6 +181,9 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         if self.target is not None and not self.target.exists():
             self.target = None
             self.stopPlacing()
+        active = slicer.app.applicationLogic().GetSelectionNode().GetActivePlaceNodeID() if self.placing else None
+        if self.placing and slicer.mrmlScene.GetNodeByID(active or "") is None:
+            self.stopPlacing()  # the list that clicks went to was deleted: they would start one of the user's own
         self.updateControls()
 
     # --- inputs ----------------------------------------------------------------------------------------------------
@@ -200,6 +207,8 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
             self.takeTarget()
         if placing and self.target is not None:
             self.guarded(self.startPlacing)(placing)
+        elif placing not in (None, "pick"):  # the segment is gone
+            self.stopPlacing()
         self.updateControls()
 
     def takeTarget(self):
@@ -263,6 +272,8 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         if kind == "box":
             self.drawnBox = [node, None]
             self.addObserver(node, slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self.onBoxCorner)
+            # An ROI drops its second point while it is placed, and may not tell that it was.
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.onBoxCorner)
         applicationLogic = slicer.app.applicationLogic()
         applicationLogic.GetSelectionNode().SetReferenceActivePlaceNodeClassName(node.GetClassName())
         applicationLogic.GetSelectionNode().SetActivePlaceNodeID(node.GetID())
@@ -291,7 +302,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         if self.drawnBox is not None:
             node, _first = self.drawnBox
             self.drawnBox = None
-            self.removeObserver(node, slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self.onBoxCorner)
+            self.removeObservers(self.onBoxCorner)
             if node.GetScene() is not None:
                 slicer.mrmlScene.RemoveNode(node)
 
@@ -303,6 +314,8 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
 
     def onBoxCorner(self, caller, event):
         node, first = self.drawnBox
+        if not node.GetNumberOfDefinedControlPoints():
+            return
         if first is None:
             first = [0.0] * 3
             node.GetNthControlPointPositionWorld(0, first)
@@ -315,7 +328,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
             return
         node, first = self.drawnBox
         self.drawnBox = None
-        self.removeObserver(node, slicer.vtkMRMLMarkupsNode.PointPositionDefinedEvent, self.onBoxCorner)
+        self.removeObservers(self.onBoxCorner)
         try:
             self.logic.finishBox(self.target, node, first)
         finally:
@@ -338,12 +351,15 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         self.logic.clearPrompts(self.target)
 
     def onNextObject(self):
+        tool = self.checkedTool()  # its list of points is removed
         self.selectSegment(self.logic.nextObject(self.target))
+        if tool:
+            self.startPlacing(tool)
 
     def onEscape(self):
         if self.placing:
             self.stopPlacing()
-        else:
+        elif self.logic.busy():
             self.onCancel()
 
     def onCancel(self):
@@ -351,7 +367,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         self.refreshModels()  # loading weights was stopped, too
         self.showStatus(_("Stopped. Apply keeps the finished slices, Discard leaves the scene as it was.")
                         if self.logic.hasPending() else _("Cancelled; the scene is as it was."), False)
-        self.updateControls()
+        self.onSceneChanged()  # a segment that was made for it is gone
 
     # --- settings --------------------------------------------------------------------------------------------------
 
@@ -361,13 +377,30 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         self.logic.mapping = MAPPINGS[self.ui.mappingComboBox.currentIndex]
         self.logic.smoothing = self.ui.smoothingSpinBox.value
 
+    @staticmethod
+    def viewName(node):
+        return f"{node.GetLayoutName()} ({node.GetOrientation()})"
+
+    def onViewModified(self, caller, event):
+        """Follow the orientation in the view's name."""
+        index, name = self.ui.viewComboBox.findData(caller.GetID()), self.viewName(caller)
+        if index >= 0 and self.ui.viewComboBox.itemText(index) != name:
+            self.ui.viewComboBox.setItemText(index, name)
+
+    def onNodeAdded(self, caller, event):
+        """List the views of another layout."""
+        if caller.GetNumberOfNodesByClass("vtkMRMLSliceNode") != self.ui.viewComboBox.count:
+            self.fillViews()
+
     def fillViews(self):
         """List the slice views, keeping the chosen one, and the range with it."""
         views, chosen = self.ui.viewComboBox, self.ui.viewComboBox.currentData
         wasBlocked = views.blockSignals(True)
         views.clear()
         for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-            views.addItem(f"{node.GetLayoutName()} ({node.GetOrientation()})", node.GetID())
+            views.addItem(self.viewName(node), node.GetID())
+            if not self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self.onViewModified):
+                self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.onViewModified)
         found = views.findData(chosen) if chosen else -1
         views.setCurrentIndex(max(0, found))
         views.blockSignals(wasBlocked)
@@ -393,8 +426,6 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         if not self.logic.busy():
             if not self.logic.downloading():
                 self.timer.stop()
-            self.ui.statusLabel.setText(self.message or _("Ready."))
-            if not self.logic.downloading():
                 self.showState()
             self.updateControls()
 
@@ -430,6 +461,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         noSegment = noVolume or (None if self.target is not None else _("Select a segment first."))
         noPrompts = noSegment or (None if self.logic.hasPrompts(self.target) else _("There are no prompts yet."))
         noTarget = noVolume or (None if self.logic.targets() else _("The loaded model was not trained for Auto."))
+        noSource = noSegment or (None if self.logic.canPropagate(self.target) else noPrompts)
         idle = None if self.logic.busy() else _("Nothing is running.")
         notPending = None if self.logic.hasPending() else _("There is no preview.")
         noCandidates = None if self.logic.hasCandidates() else _("Press Everything first.")
@@ -440,7 +472,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
                 ((ui.undoButton,), None if self.logic.canUndo() else _("Nothing to undo.")),
                 ((ui.redoButton,), None if self.logic.canRedo() else _("Nothing to redo.")),
                 ((ui.autoButton, ui.targetComboBox, ui.scopeComboBox), noTarget), ((ui.cancelButton,), idle),
-                ((ui.towardsFirstButton, ui.bothWaysButton, ui.towardsLastButton), noPrompts),
+                ((ui.towardsFirstButton, ui.bothWaysButton, ui.towardsLastButton), noSource),
                 ((ui.everythingButton, ui.rangeWidget), noVolume), ((ui.pickButton,), noCandidates),
                 ((ui.applyButton,), notPending), ((ui.discardButton,), noRemains), *self.modelControls()):
             for widget in widgets:
@@ -450,5 +482,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
                 widget.setToolTip(tip if reason is None else f"{reason} {tip}")
         for shortcut, button in self.shortcuts:  # a key that would do nothing is left to whoever else wants it
             shortcut.setEnabled(button is None or button.enabled)
-        if noVolume and not self.logic.busy() and not self.message.startswith("⚠"):
-            self.showStatus(noVolume, False)
+        if not self.logic.busy():
+            if not self.message.startswith("⚠") and (noVolume or self.message == _("Choose a volume first.")):
+                self.message = noVolume or ""
+            ui.statusLabel.setText(self.message or _("Ready."))

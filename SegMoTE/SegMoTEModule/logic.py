@@ -39,6 +39,7 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         self._segmenter = None
         self._runs = None  # long work on the segmenter
         self._picks = None  # see pickNode
+        self._made = None  # the target that Auto made a segment for
         self._waiting = []  # what to do once the model is loaded
         self._asked = None  # the target that was last to be answered
         self._errors = None  # of a method that waits
@@ -150,22 +151,29 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
     def clearPrompts(self, target):
         """Remove a segment's prompts and the mask they made, as one undo step."""
         segments = self._segments()
-        prompts = segments.prompts(target)
-        with prompts.quiet():
-            prompts.clear()
+
+        def clear():
+            prompts = segments.prompts(self._checked(target))
+            with prompts.quiet():
+                prompts.clear()
+            segments.update(target)
+
         self._asked = target
-        self._whenLoaded(lambda: segments.update(target))
+        self._whenLoaded(clear)
 
     def nextObject(self, target):
         """Keep the mask, remove its prompts and add a segment; returns its id."""
-        self._segments().accept(target.segmentation, target.segment_id)
+        from SegMoTELib.mrml.markups import remove_prompts
+
+        if self._segmenter is not None:
+            self._segmenter.accept(target.segmentation, target.segment_id)
+        remove_prompts(slicer.mrmlScene, target.segmentation, target.segment_id)  # those of a loaded scene, too
         return self.addSegment(target.segmentation, target.volume)
 
     # --- for the panel: start and go on ----------------------------------------------------------------------------
 
     def prepare(self):
         """Install what is missing, after asking, and start loading the model."""
-        self.ensureDependencies()
         self._whenLoaded(lambda: None)
 
     def promptNode(self, target, kind):
@@ -204,24 +212,35 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
 
     def showPromptsOf(self, target, changed):
         """Show a segment's prompts, hide those of others, and call back when the user changes them."""
-        if self._segmenter is None:
-            return
+        from SegMoTELib.mrml.markups import prompt_nodes
+        from SegMoTELib.mrml.prompts import PromptSet
+
         self.forgetDeleted()
-        if self._observed is not None and self._observed.target.exists():
-            self._observed.observe(None)
-            self._observed.set_visible(False)
-        self._observed = self._segmenter.prompts(target)
+        self._stopObserving()
+        for node, key in prompt_nodes(slicer.mrmlScene):
+            node.SetDisplayVisibility(key == target.key)
+        if self._segmenter is not None:
+            self._observed = self._segmenter.prompts(target)
+        elif self.hasPrompts(target):  # of a loaded scene; the segmenter takes them over
+            self._observed = PromptSet(slicer.mrmlScene, target)
+        else:
+            return
         self._observed.set_visible(True)
         self._observed.observe(changed)
+
+    def _stopObserving(self):
+        if self._observed is not None:
+            self._observed.observe(None)
+            if self._observed.target.exists():
+                self._observed.set_visible(False)
+        self._observed = None
 
     def hasPrompts(self, target):
         if target is None or not target.exists():
             return False
-        if self._segmenter is not None:
-            return not self._segmenter.prompts(target).is_empty()
-        from SegMoTELib.mrml.prompts import PromptSet  # those of a loaded scene; no model is needed to see them
+        from SegMoTELib.mrml.markups import has_prompts
 
-        return not PromptSet(slicer.mrmlScene, target).is_empty()
+        return has_prompts(slicer.mrmlScene, target)
 
     def canUndo(self):
         return self._segmenter is not None and self._segmenter.can_undo()
@@ -260,13 +279,16 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
             self._runs.stop()
         if self._segmenter is not None:
             self._segmenter.jobs.cancel()
+        if not self.hasPending():
+            self._removeMade()
 
     def forgetDeleted(self):
         if self._segmenter is not None:
             self._segmenter.forget_deleted()
 
     def sceneClosing(self):
-        self._waiting, self._observed, self._asked = [], None, None
+        self._stopObserving()
+        self._waiting, self._asked, self._made = [], None, None
         if self._runs is not None:
             self._runs.reset()
         if self._segmenter is not None:
@@ -276,6 +298,8 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
         """End the job threads and a download."""
         if self.download is not None:
             self.download.cancel()
+        if self._observed is not None:
+            self._observed.observe(None)
         if self._segmenter is not None:
             self.discardRun()
             self._segmenter.close()
@@ -299,11 +323,14 @@ class SegMoTELogic(ModelLogic, VolumeLogic, ScriptedLoadableModuleLogic):
     # --- inside ----------------------------------------------------------------------------------------------------
 
     def _segments(self):
-        """The segmenter with the current settings."""
+        """The segmenter with the current settings; what it needs is installed first, after asking."""
         if self._segmenter is None:
+            self.ensureDependencies()
             from SegMoTELib.mrml.segmenter import SceneSegmenter
 
             self._segmenter = SceneSegmenter(slicer.mrmlScene, self._told)
+            if self._observed is not None:
+                self._segmenter.take_over(self._observed)
         return self._settings()
 
     def _settings(self):

@@ -183,7 +183,6 @@ class ModelLogic:
         if segments.predictor is not None:
             action()
         else:
-            self.ensureDependencies()
             self._waiting.append(action)
             if not self.loading():
                 self._load(self.choice)

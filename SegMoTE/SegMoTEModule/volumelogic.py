@@ -46,21 +46,26 @@ class VolumeLogic:
 
         preview: the result waits for ``applyRun`` or ``discardRun``.
         """
+        self.checkVolume(volumeNode)
+        self._segments()  # installs what the imports need
         from SegMoTELib.interaction.targets import check_target
         from SegMoTELib.mrml.volumes import stack_along
 
-        self.checkVolume(volumeNode)
         check_target(targetName, [name for name, _modality in self.targets()])  # before a segment is made for it
         stack = stack_along(self._orientation(volumeNode, view), volumeNode)
         first, last = sliceRange or (0, len(stack) - 1)
+        before = segmentationNode.GetSegmentation().GetNumberOfSegments()
         segmentId = self._segmentOfTarget(segmentationNode, volumeNode, targetName)
         target = self.target(volumeNode, segmentationNode, segmentId)
-        self._whenLoaded(lambda: (self._dress(target, targetName),
-                                  self._volumeRuns().auto(target, targetName, stack, first, last, preview)))
+        if segmentationNode.GetSegmentation().GetNumberOfSegments() > before:
+            self._made = target
+        self._whenLoaded(lambda: (self._dress(target, targetName), self._segments().when_answered(
+            target, lambda: self._volumeRuns().auto(target, targetName, stack, first, last, preview))))
         return segmentId
 
     def bestView(self, volumeNode, targetName):
         """"axial", "sagittal" or "coronal": on which slices a target is best looked for in a volume."""
+        self._segments()  # installs what the imports need
         from SegMoTELib.interaction.targets import best_orientation
         from SegMoTELib.mrml.volumes import volume_of
 
@@ -73,7 +78,7 @@ class VolumeLogic:
         self._checked(target)
         stack = stack_along(self._orientation(target.volume, view), target.volume)
         first, last = sliceRange or (0, len(stack) - 1)
-        self._whenLoaded(lambda: self._segments().inherit(
+        self._whenLoaded(lambda: self._segments().when_answered(
             target, lambda: self._volumeRuns().propagate(target, stack, first, last, direction)))
 
     def startEverything(self, volumeNode, view="axial"):
@@ -102,6 +107,11 @@ class VolumeLogic:
         return self._runs is not None and self._runs.pending is not None and bool(self._runs.pending.masks) \
             and not self.busy()
 
+    def canPropagate(self, target):
+        """Whether a segment has a slice to propagate from: with prompts, or picked from everything."""
+        return self.hasPrompts(target) or (target is not None and target.exists() and self._segmenter is not None
+                                           and self._segmenter.has_picks(target))
+
     def hasCandidates(self):
         """Whether there is something for ``pickCandidate``."""
         return self._runs is not None and self._runs.candidates is not None
@@ -114,6 +124,7 @@ class VolumeLogic:
         """Forget what the latest run found; the scene is as before."""
         if self._runs is not None:
             self._runs.discard()
+        self._removeMade()
 
     def pickNode(self):
         """A point list for the user to click on candidates with; ``removePickNode`` takes it away."""
@@ -140,6 +151,15 @@ class VolumeLogic:
 
             self._runs = VolumeRuns(self._segments())
         return self._runs
+
+    def _removeMade(self):
+        """Remove the segment that Auto made, where nothing came into it."""
+        from SegMoTELib.mrml.segments import is_empty
+
+        made, self._made = self._made, None
+        if made is not None and made.exists() and is_empty(made.segmentation, made.segment_id) \
+                and not self.hasPrompts(made) and not self._segments().has_steps(made):
+            made.segmentation.GetSegmentation().RemoveSegment(made.segment_id)
 
     def _segmentOfTarget(self, segmentationNode, volumeNode, targetName):
         segmentation = segmentationNode.GetSegmentation()

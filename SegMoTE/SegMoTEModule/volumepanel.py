@@ -79,8 +79,7 @@ class VolumePanel:
                                                 preview=scope != THIS_SLICE))
 
     def onEverything(self):
-        volumeNode, _segmentationNode = self.ensureSegmentation()
-        self.logic.startEverything(volumeNode, self.chosenView())
+        self.logic.startEverything(self.ui.volumeSelector.currentNode(), self.chosenView())
 
     def onPicked(self, caller, event):
         """A click on a candidate: it becomes a segment of its own."""
@@ -89,25 +88,34 @@ class VolumePanel:
         qt.QTimer.singleShot(0, self.guarded(lambda: self.pickAt(np.array(position))))  # not within the node's event
 
     def pickAt(self, position):
-        volumeNode, segmentationNode = self.ensureSegmentation()
-        number = segmentationNode.GetSegmentation().GetNumberOfSegments() + 1
-        segmentId = self.logic.addSegment(segmentationNode, volumeNode, _("Object {number}").format(number=number))
-        picked = False
-        try:
-            picked = self.logic.pickCandidate(self.logic.target(volumeNode, segmentationNode, segmentId), position)
-        finally:
-            if not picked:
-                segmentationNode.GetSegmentation().RemoveSegment(segmentId)
-        if not picked:
-            if not self.message:  # else it says why it could not be written
-                self.showStatus(_("There is no candidate here."), False)
-            return
         self.creating = True  # the tool stays on for the next one
         try:
-            self.selectSegment(segmentId)
+            volumeNode, segmentationNode = self.ensureSegmentation()
+            segmentId = self.logic.addSegment(segmentationNode, volumeNode, self.newName(segmentationNode))
+            if self.pickInto(self.logic.target(volumeNode, segmentationNode, segmentId), position):
+                self.selectSegment(segmentId)
         finally:
             self.creating = False
         self.updateControls()
+
+    def pickInto(self, target, position):
+        """Write the candidate at a position into a new segment, which is removed again where that fails."""
+        picked = False
+        try:
+            picked = self.logic.pickCandidate(target, position)
+        finally:
+            if not picked:
+                target.segmentation.GetSegmentation().RemoveSegment(target.segment_id)
+        if not picked and not self.message:  # else it says why it could not be written
+            self.showStatus(_("There is no candidate here."), False)
+        return picked
+
+    def newName(self, segmentationNode):
+        """A name for what is picked that no segment has."""
+        segmentation, number = segmentationNode.GetSegmentation(), 1
+        while segmentation.GetSegmentIdBySegmentName(_("Object {number}").format(number=number)):
+            number += 1
+        return _("Object {number}").format(number=number)
 
     def onApply(self):
         if self.logic.applyRun():
@@ -118,4 +126,4 @@ class VolumePanel:
         self.stopPlacing()
         self.logic.discardRun()
         self.showStatus(_("Discarded; the scene is as it was."), False)
-        self.updateControls()
+        self.onSceneChanged()  # a segment that was made for it is gone

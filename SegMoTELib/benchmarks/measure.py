@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
+import psutil
 import torch
 from torch.nn.functional import linear
 
@@ -74,6 +74,10 @@ def _peak_mib() -> float:
     if status.exists():  # Linux carries ru_maxrss over from the parent process; VmHWM does not
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2 ** 10
+    if platform.system() == "Windows":
+        return psutil.Process().memory_info().peak_wset / 2 ** 20
+    import resource  # which Windows does not have
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2 ** 20 if platform.system() == "Darwin" else peak / 2 ** 10
 

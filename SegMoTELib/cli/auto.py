@@ -19,6 +19,7 @@ from SegMoTELib.cli.volumes import (
     output_option,
     series_option,
     tell,
+    volume_argument,
     voxels_of,
 )
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Find a target in a whole volume, without prompts.")
-@click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
+@volume_argument
 @click.option("--target", required=True, shell_complete=completion.targets,
               help="What to find (segmote info NAME lists a model's targets).")
 @click.option("--plane", "orientation", type=click.Choice(PLANES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 RESULT = ".seg.nrrd"
+LONGEST = 240  # bytes of a result's name without its ending; a longer one keeps its beginning and a hash of it all
 HEADER = 1 << 20  # bytes of a result that are searched for the names of its segments
 
 
@@ -124,11 +126,13 @@ def _run(names: list[str], calls: dict[str, tuple], workers: int, cluster: str |
 def find_cases(folder: Path, output: Path) -> dict[str, tuple[Path, str]]:
     """Name -> (file, "") or (DICOM folder, series UID or "" where it has one); segmentations and output are left out.
 
-    A folder of one series gives its name; where it holds several, their UID is added.
+    A folder of one series gives its name; where it holds several, their UID is added. Too long a name is shortened.
     """
     found: dict[str, tuple[Path, str]] = {}
 
     def add(name: str, path: Path, series: str = "") -> None:
+        if len(os.fsencode(name)) > LONGEST:
+            name = f"{name[:LONGEST // 5]}_{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}"
         if name in found:
             raise SegMoTEError(f"{folder}: two volumes are called {name}; rename one.")
         found[name] = path, series
@@ -239,6 +243,10 @@ def _executor(workers: int, cluster: str | None) -> Iterator[Executor]:
                                        initializer=_end_quietly)
         try:
             yield executor
+        except KeyboardInterrupt:  # of this process only, or while a worker starts: they would end their volumes first
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
         finally:
             executor.shutdown(cancel_futures=True)
         return

@@ -13,6 +13,7 @@ from SegMoTELib.cli.volumes import (
     PLANES,
     Bar,
     PositionsCommand,
+    SegmentName,
     common_options,
     json_option,
     load_predictor,
@@ -21,6 +22,7 @@ from SegMoTELib.cli.volumes import (
     output_option,
     series_option,
     tell,
+    volume_argument,
     voxels_of,
 )
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=PositionsCommand, short_help="Carry a prompted object through the slices of a volume.")
-@click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
+@volume_argument
 @click.option("--point", "points", multiple=True, type=Millimetres("R", "A", "S"), help="A point inside the object.")
 @click.option("--exclude", "excluded", multiple=True, type=Millimetres("R", "A", "S"), help="A point outside of it.")
 @click.option("--box", "boxes", multiple=True, type=Millimetres("R1", "A1", "S1", "R2", "A2", "S2"),
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
               help="Plane of the prompts and direction of the slices.")
 @click.option("--until", "limits", multiple=True, type=Millimetres("R", "A", "S"),
               help="A point of the last slice to reach on its side of the prompts; once for each side.")
-@click.option("--name", default="Segment", show_default=True, help="Name of the segment.")
+@click.option("--name", type=SegmentName(), default="Segment", show_default=True, help="Name of the segment.")
 @common_options
 @series_option
 @json_option

@@ -12,6 +12,7 @@ from SegMoTELib.cli import completion
 from SegMoTELib.cli.volumes import (
     PLANES,
     PositionsCommand,
+    SegmentName,
     common_options,
     json_option,
     load_predictor,
@@ -20,6 +21,7 @@ from SegMoTELib.cli.volumes import (
     output_option,
     series_option,
     tell,
+    volume_argument,
 )
 from SegMoTELib.errors import PromptError
 
@@ -45,7 +47,7 @@ class Millimetres(click.ParamType):
 
 
 @click.command(cls=PositionsCommand, short_help="Segment one slice of a volume, from points, boxes or by name.")
-@click.argument("volume_path", metavar="VOLUME", type=click.Path(path_type=Path))
+@volume_argument
 @click.option("--point", "points", multiple=True, type=Millimetres("R", "A", "S"), help="A point inside the object.")
 @click.option("--exclude", "excluded", multiple=True, type=Millimetres("R", "A", "S"), help="A point outside of it.")
 @click.option("--box", "boxes", multiple=True, type=Millimetres("R1", "A1", "S1", "R2", "A2", "S2"),
@@ -56,7 +58,7 @@ class Millimetres(click.ParamType):
               help="Plane of the points and boxes.")
 @click.option("--slice", "position", type=Millimetres("R", "A", "S"),
               help="A point of the slice for --auto; default: the middle.")
-@click.option("--name", help="Name of the segment; default: the target's, or Segment.")
+@click.option("--name", type=SegmentName(), help="Name of the segment; default: the target's, or Segment.")
 @common_options
 @series_option
 @json_option

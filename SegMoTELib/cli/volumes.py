@@ -41,6 +41,25 @@ class PositionsCommand(click.Command):
         return super().parse_args(ctx, spelled)
 
 
+class SegmentName(click.ParamType):
+    """Text that a file can hold."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value!r} has characters of another encoding than the terminal's.", param, ctx)
+        return value
+
+
+def volume_argument(command):
+    """VOLUME, a file or folder that is there."""
+    return click.argument("volume_path", metavar="VOLUME", type=click.Path(exists=True, path_type=Path))(command)
+
+
 def common_options(command):
     """--intensity, --model, --device and --keep-embeddings."""
     for option in (

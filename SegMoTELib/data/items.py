@@ -14,6 +14,9 @@ from SegMoTELib.errors import DataError
 
 MODALITY_NAMES = {"ct": "CT", "mr": "MR", "mri": "MR", "pt": "PET", "pet": "PET", "us": "ultrasound",
                   "ultrasound": "ultrasound"}
+PATIENT = r"(?:.*?[/_ .-])??(?:sub-[a-z0-9]+|(?:sub|subject|pat|patient)[-_ ]?\d+)"  # sub-: of BIDS
+SLICE_WORDS = "slice|frame|image|img|im"
+SHADES, ALONE = 5, 0.15  # values beside 0 and the largest, and the share of their pixels without an equal neighbour
 ROUNDING = 1e-4  # how far a label stored as a scaled float may lie from its whole number
 
 
@@ -103,18 +106,35 @@ def safe_name(text: str) -> str:
 
 def modality_name(text: object) -> str:
     """Return a modality as the pack writes it ("CT", "MR", "ultrasound", ...)."""
-    name = str(text).strip()
+    name = str(text or "").strip()
     return MODALITY_NAMES.get(name.lower(), name) or "unknown"
 
 
-def group_from_name(name: str) -> str:
-    """Return the volume or patient part of a slice's name, or the name itself where none shows.
+def group_from_name(name: str, is_volume: bool = False) -> str:
+    """Return the volume or patient part of a name, or the name itself where none shows.
 
-    ``ABD_001_100`` is slice 100 of ``ABD_001``, ``patient001_frame01_slice03`` is one of ``patient001``;
-    ``ISIC_0012092`` has one number only, so it stands for itself.
+    ``patient001_frame01`` and ``sub-01/ses-2/t1`` name the patient. Of slices, ``ABD_001_100`` is slice 100 of
+    ``ABD_001``; ``ISIC_0012092`` has one number only, so it stands for itself. Where the last part of a path only
+    numbers a slice (``p1/003``, ``p1/t2/IM-0001-0003``), all in the first folder with a number is one; a folder without
+    a number (``benign/003``) may be a class, so its images stand for themselves.
+
+    Args:
+        name: relative path without suffix.
+        is_volume: it is no slice, so that its last number (``FLARE22_0001``) is its own.
     """
-    match = (re.fullmatch(r"(.*?\d.*?)(?:[_/-](?:slice|frame|img)[_-]?\d+)+", name, re.I)
-             or re.fullmatch(r"(.*\d.*?)[_-][a-z]?\d+", name))
+    match = (re.match(PATIENT, name, re.I)
+             or re.fullmatch(rf"(.*?\d.*?)(?:[_/-](?:{SLICE_WORDS})[_-]?\d+)+", name, re.I))
+    if match:
+        return match.group(match.lastindex or 0)
+    if is_volume:
+        return name
+    folder, _, own = name.rpartition("/")
+    if re.fullmatch(rf"(?:{SLICE_WORDS}|[a-z])?(?:[_ -]?\d{{1,5}})+", own, re.I):
+        parts = folder.split("/")
+        numbered = next((count for count, part in enumerate(parts, start=1) if re.search(r"\d", part)), None)
+        if numbered:
+            return "/".join(parts[:numbered])
+    match = re.fullmatch(r"(.*\d.*?)[_-][a-z]?\d+", name)
     return match.group(1) if match else volume_from_name(name)
 
 
@@ -133,7 +153,7 @@ def index_map(values: np.ndarray, path: Path, labels: dict[int, str]) -> np.ndar
         labels: the values allowed beside 0; empty = any.
 
     Raises:
-        DataError: non-integer, negative or too large values, or values without a name.
+        DataError: non-integer, negative or too large values, values without a name, or shades of grey.
     """
     if values.dtype.kind not in "uib":
         whole = np.round(values)
@@ -144,12 +164,26 @@ def index_map(values: np.ndarray, path: Path, labels: dict[int, str]) -> np.ndar
     found = np.unique(values)
     if found[0] < 0 or found[-1] > 255:
         raise DataError(f"{path}: label values {found[0]:g} to {found[-1]:g}; the layout holds 0 to 255.")
+    if np.count_nonzero(found) > SHADES and _share_alone(values) > ALONE:
+        raise DataError(f"{path}: its {len(found)} values are shades of grey, as in a mask that was compressed with "
+                        "losses or resized smoothly; export it as a PNG of whole labels.")
     unknown = sorted({int(value) for value in found} - {0} - set(labels)) if labels else []
     if unknown:
         names = ", ".join(f"{index} = {name}" for index, name in sorted(labels.items()))
         raise DataError(f"{path}: label values {unknown} have no name in the data set's description ({names}); name "
                         "them under labels in dataset.json, or write the number of the label instead.")
     return values.astype(np.uint8)
+
+
+def _share_alone(values: np.ndarray) -> float:
+    """Of the pixels that are neither 0 nor the largest value, those that no neighbour in their row or column equals."""
+    between = (values != 0) & (values != values.max())
+    accompanied = np.zeros(values.shape, bool)
+    for turned, goal in ((values, accompanied), (values.swapaxes(-1, -2), accompanied.swapaxes(-1, -2))):
+        equal = turned[..., 1:] == turned[..., :-1]
+        goal[..., 1:] |= equal
+        goal[..., :-1] |= equal
+    return float(np.mean(~accompanied[between]))
 
 
 def layered_index_maps(masks: dict[int, np.ndarray]) -> list[np.ndarray]:

@@ -49,11 +49,7 @@ class Sample:
         Raises:
             DataError: the file is missing, not a readable image, or not of 8 bits.
         """
-        with _open(self.image_path) as image:
-            if image.mode == "F" or image.mode.startswith("I"):
-                raise DataError(f"{self.image_path}: more than 8 bits a pixel, but the layout holds 8-bit images; "
-                                "convert the data set with segmote curate.")
-            return _decode(image, self.image_path, None if image.mode == "L" else "RGB")
+        return read_image(self.image_path)
 
     def load_label(self) -> np.ndarray:
         """Return the index map, uint8 (H, W), 0 = background.
@@ -174,6 +170,11 @@ def open_pack(folder: str | Path) -> Pack:
     return Pack(folder=folder, info=info, labels=labels)
 
 
+def licence_of(description: dict) -> str:
+    """Return the licence that a ``dataset.json`` states under either spelling, or "not stated"."""
+    return str(description.get("licence") or description.get("license") or "not stated")
+
+
 def _is_spacing(values: object) -> bool:
     return isinstance(values, list) and len(values) == 2 and all(
         isinstance(value, int | float) and math.isfinite(value) and value > 0 for value in values)
@@ -228,6 +229,19 @@ def check_maps(label: np.ndarray, instances: np.ndarray | None, names: dict[int,
     if instances is not None and instances.shape != label.shape:
         raise DataError(f"the instance map is {instances.shape[1]}x{instances.shape[0]} pixels, the label map "
                         f"{label.shape[1]}x{label.shape[0]}.")
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return a picture, uint8, (H, W) for grey or (H, W, 3) for RGB, upright.
+
+    Raises:
+        DataError: the file is missing, not a readable image, or not of 8 bits.
+    """
+    with _open(path) as image:
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise DataError(f"{path}: more than 8 bits a pixel, but the layout holds 8-bit images; convert the data "
+                            "set with segmote curate.")
+        return _decode(image, path, None if image.mode == "L" else "RGB")
 
 
 def _open(path: Path) -> Image.Image:

@@ -37,6 +37,8 @@ class ReviewThresholds:
         min_pixels: fewer labelled pixels are a dot, not an object.
         min_foreground: least share of the image.
         max_foreground: largest share of the image; more means that the background was labelled.
+        max_frame: largest share of the image's outermost pixels; an inverted mask has nearly all of them. Of 5362
+            masks of those data sets none has more than 0.75.
         min_sharpness: 1 minus Crete's blur effect; below, the image is smeared. Slight blur passes, and so do slices
             that were interpolated.
         min_contrast: absolute difference of the means inside and in the ring around, over their pooled
@@ -51,6 +53,7 @@ class ReviewThresholds:
     min_pixels: int = 10
     min_foreground: float = 1e-4
     max_foreground: float = 0.95
+    max_frame: float = 0.9
     min_sharpness: float = 0.22
     min_contrast: float = 0.01
     min_entropy: float = 1.0
@@ -65,6 +68,7 @@ class MaskMeasurements:
     Attributes:
         pixels: labelled pixels.
         foreground: their share of the image.
+        frame: labelled share of the image's outermost pixels.
         components: 8-connected parts.
         fragmentation: (components + holes) / sqrt(pixels).
         sharpness: 0 (blurred) to 1, 1 minus ``skimage.measure.blur_effect`` around the mask.
@@ -80,6 +84,7 @@ class MaskMeasurements:
 
     pixels: int = 0
     foreground: float = 0.0
+    frame: float = 0.0
     components: int = 0
     fragmentation: float = 0.0
     sharpness: float = 0.0
@@ -156,6 +161,9 @@ def _reasons(found: MaskMeasurements, limit: ReviewThresholds) -> Iterator[str]:
     if found.foreground > limit.max_foreground:
         yield f"full mask: covers {found.foreground:.1%} of the image, more than {limit.max_foreground:.0%}"
         return
+    if found.frame > limit.max_frame:
+        yield (f"inverted mask: covers {found.frame:.1%} of the image's outermost pixels, more than "
+               f"{limit.max_frame:.0%}")
     if found.pixels < limit.min_pixels or found.foreground < limit.min_foreground:
         yield (f"too small: {found.pixels} pixels ({found.foreground:.3%} of the image), less than {limit.min_pixels} "
                f"or {limit.min_foreground:.3%}")
@@ -199,10 +207,14 @@ def _measure(evidence: _Evidence, mask: np.ndarray) -> MaskMeasurements:
     inside, ring = grey[here], grey[_ring(here, pixels)]
     (gain, lead), separation = _border_fit(evidence, mask, size), _separation(inside, ring)
     return MaskMeasurements(
-        pixels=pixels, foreground=pixels / mask.size, components=components,
+        pixels=pixels, foreground=pixels / mask.size, frame=_frame(mask), components=components,
         fragmentation=float((components + background_parts - 1) / np.sqrt(pixels)), sharpness=_sharpness(grey),
         contrast=_contrast(inside, ring), entropy=float(shannon_entropy(np.round(grey * 255).astype(np.uint8))),
         border_gain=gain, border_lead=lead, separation=separation, border_plausibility=gain * lead * separation)
+
+
+def _frame(mask: np.ndarray) -> float:
+    return float(np.concatenate([mask[[0, -1]].ravel(), mask[1:-1, [0, -1]].ravel()]).mean())
 
 
 def _window(mask: np.ndarray) -> tuple[slice, slice]:

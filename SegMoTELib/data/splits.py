@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,9 @@ from PIL import Image
 
 SPLITS = ("train", "val", "test")
 SHARES = {"val": 0.15, "test": 0.15}  # of the groups; the rest is for training
-HASH_DISTANCE = 4  # differing bits of 64
+HASH_DISTANCE = 6  # differing bits of 64
 THUMBNAIL = 32  # pixels a side
-CORRELATION = 0.98  # of the thumbnails; hashes alone also match pictures that are only alike
+CORRELATION = 0.95  # of the thumbnails; hashes alone also match pictures that are only alike
 BLOCK = 2048  # rows of the distance table at a time
 
 
@@ -25,8 +24,8 @@ class Fingerprint:
 
     Attributes:
         exact: SHA-256 of its shape and pixels.
-        perceptual: bool (64,), the DCT hash (pHash).
-        thumbnail: float32 (1024,), 32 x 32 grey levels, zero mean and unit norm.
+        perceptual: bool (8, 64), the DCT hash (pHash) of the picture turned and flipped in every way.
+        thumbnail: float32 (32, 32) grey levels, zero mean and unit norm.
     """
 
     exact: str
@@ -45,15 +44,18 @@ class Duplicate:
 
 def fingerprint(image: np.ndarray) -> Fingerprint:
     """Take the fingerprint of a picture, uint8 (H, W) or (H, W, 3)."""
-    picture = Image.fromarray(image).convert("L")
-    small = np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), np.float32).ravel()
+    picture = Image.fromarray(image).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    perceptual = np.stack([imagehash.phash(Image.fromarray(one)).hash.ravel() for one in _turned(np.asarray(picture))])
+    small = np.asarray(picture, np.float32)
     small = small - small.mean()
     digest = hashlib.sha256(str(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-    return Fingerprint(digest, imagehash.phash(picture).hash.ravel(), small / (np.linalg.norm(small) + 1e-6))
+    return Fingerprint(digest, perceptual, small / (np.linalg.norm(small) + 1e-6))
 
 
 def find_duplicates(fingerprints: Sequence[Fingerprint], groups: Sequence[str]) -> list[Duplicate]:
-    """Find pictures that occur in two groups; within a group (slices of a volume) likeness is expected.
+    """Find pictures that occur in two groups, also rescaled, turned, flipped, compressed or windowed anew.
+
+    Within a group (slices of a volume) likeness is expected.
 
     Args:
         fingerprints: of all pictures.
@@ -62,19 +64,25 @@ def find_duplicates(fingerprints: Sequence[Fingerprint], groups: Sequence[str]) 
     if len(fingerprints) < 2:
         return []
     bits = np.stack([one.perceptual for one in fingerprints]).astype(np.float32) * 2 - 1
-    thumbnails = np.stack([one.thumbnail for one in fingerprints])
-    found = []
+    found: dict[tuple[int, int], str] = {}
     for start in range(0, len(bits), BLOCK):
-        distance = (bits.shape[1] - bits[start:start + BLOCK] @ bits.T) / 2
-        for row, column in np.argwhere(distance <= HASH_DISTANCE):
-            first, second = int(row) + start, int(column)
-            if first >= second or groups[first] == groups[second]:
-                continue
-            if fingerprints[first].exact == fingerprints[second].exact:
-                found.append(Duplicate(first, second, "identical"))
-            elif thumbnails[first] @ thumbnails[second] >= CORRELATION:
-                found.append(Duplicate(first, second, "near"))
-    return found
+        for turn in range(bits.shape[1]):
+            distance = (bits.shape[2] - bits[start:start + BLOCK, 0] @ bits[:, turn].T) / 2
+            for row, column in np.argwhere(distance <= HASH_DISTANCE):
+                first, second = int(row) + start, int(column)
+                if first >= second or groups[first] == groups[second]:
+                    continue
+                one, other = fingerprints[first], fingerprints[second]
+                if one.exact == other.exact:
+                    found[first, second] = "identical"
+                elif (one.thumbnail * _turned(other.thumbnail)[turn]).sum() >= CORRELATION:
+                    found.setdefault((first, second), "near")
+    return [Duplicate(*pair, kind) for pair, kind in sorted(found.items())]
+
+
+def _turned(picture: np.ndarray) -> list[np.ndarray]:
+    """A square picture as it is, turned by quarters, and the same flipped."""
+    return [np.rot90(side, quarters) for side in (picture, picture[:, ::-1]) for quarters in range(4)]
 
 
 def assign_splits(groups: Sequence[str], fixed: Sequence[str | None], spaces: Sequence[str],
@@ -84,7 +92,7 @@ def assign_splits(groups: Sequence[str], fixed: Sequence[str | None], spaces: Se
     A split fixed by the source stays, for the whole group; where a source puts one group into several splits, each
     picture keeps its own. Free groups with duplicates in other groups are moved together with them. The other free
     groups of a space are drawn by the seed: 15 % val, 15 % test, from three groups on at least one each; two groups
-    make train and test.
+    make train and test. The draw goes by the groups' names, so most stay where they are when others are added.
 
     Args:
         groups: unique over all spaces.
@@ -113,7 +121,7 @@ def assign_splits(groups: Sequence[str], fixed: Sequence[str | None], spaces: Se
             placed.add(root)
             by_space.setdefault(space, set()).add(root)
     for space, roots in sorted(by_space.items()):
-        chosen.update(_draw(sorted(roots), f"{seed}/{space}"))
+        chosen.update(_draw(roots, f"{seed}/{space}"))
     return [split or chosen[clusters.root(group)] for group, split in zip(groups, fixed, strict=True)]
 
 
@@ -142,8 +150,8 @@ def leaks(splits: Sequence[str], groups: Sequence[str], duplicates: Sequence[Dup
     return refused
 
 
-def _draw(groups: list[str], seed: str) -> dict[str, str]:
-    random.Random(seed).shuffle(groups)
+def _draw(names: set[str], seed: str) -> dict[str, str]:
+    groups = sorted(names, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
     count = len(groups)
     sizes = {split: max(round(share * count), 1) if count >= 3 else 0 for split, share in SHARES.items()}
     if count == 2:

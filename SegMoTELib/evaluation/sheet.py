@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from SegMoTELib.data.pack import read_image
 from SegMoTELib.errors import DataError
 from SegMoTELib.evaluation.clicks import Box, Click, tight_box
 from SegMoTELib.evaluation.results import MODES, Case
@@ -90,8 +90,7 @@ def write_sheet(path: str | Path, pictures: list[Picture]) -> None:
 
 
 def _draw(axis: Any, picture: Picture) -> None:
-    with Image.open(picture.image_path) as image:
-        axis.imshow(np.asarray(image if image.mode == "L" else image.convert("RGB")), cmap="gray", vmin=0, vmax=255)
+    axis.imshow(read_image(picture.image_path), cmap="gray", vmin=0, vmax=255)
     truth, prediction = picture.masks()
     for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if mask.any():

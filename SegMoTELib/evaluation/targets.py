@@ -34,15 +34,15 @@ def find_targets(label: np.ndarray, names: dict[int, str], instances: np.ndarray
     Args:
         label: index map, uint8 (H, W), 0 = background.
         names: index -> label name.
-        instances: int (H, W) map of single objects, or None. With it, at most ``MAX_INSTANCES`` objects are drawn and
-            the label as a whole is no target.
+        instances: int (H, W) map of single objects, or None, which an empty one is as good as. With it, at most
+            ``MAX_INSTANCES`` objects are drawn and the label as a whole is no target.
         seed: decides which objects are drawn.
 
     Raises:
         DataError: the label map holds a value without a name, or the instance map is of another size.
     """
     check_maps(label, instances, names)
-    if instances is None:
+    if instances is None or not instances.any():
         found = [(names[int(value)], label == value) for value in np.unique(label) if value]
         kept = [Target(name, mask) for name, mask in found if np.count_nonzero(mask) >= MIN_PIXELS]
         return kept, len(found) - len(kept)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import tempfile
-import zlib
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,16 +14,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from SegMoTELib.errors import VolumeError, reason
+from SegMoTELib.imaging.completeness import NIFTI, refuse_incomplete
 from SegMoTELib.imaging.dicom import is_dicom, read_dicom, read_series
 from SegMoTELib.imaging.dicom_seg import dicom_seg
 from SegMoTELib.imaging.volume import LPS_TO_RAS, Volume
 
-NIFTI = (".nii", ".nii.gz")
 SEGMENTATIONS = (".seg.nrrd", ".dcm", ".nii.gz", ".nii")
-PAIRED = (".hdr", ".img", ".img.gz")  # header and data in two files
-UNCHECKED = (*NIFTI, *PAIRED, ".vtk", ".gipl", ".gipl.gz", ".mrc")  # SimpleITK makes up what is missing at their end
-BIG_TIFF = 43  # version of TIFF files with places of 64 bits
-PIECE = 1 << 20
 SKEWED = 0.25  # of the smallest spacing: how far an axis may lead away from where right angles would lead it
 
 
@@ -60,12 +55,12 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
         if series:
             raise VolumeError(f"{path}: is one file, and a series is chosen in a folder; give its DICOM folder, or "
                               "leave the series out.")
+        if not path.is_file():
+            raise VolumeError(f"{path}: is no ordinary file; save the volume to one.")
         if is_dicom(path):
             return read_dicom(path)
         _refuse_name(path)
-        _refuse_truncated(path)
-        if path.suffix.lower() in (".tif", ".tiff"):
-            _refuse_missing_pages(path)
+        refuse_incomplete(path)
         image = sitk.ReadImage(str(path))
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
@@ -73,6 +68,8 @@ def read_volume(path: str | Path, series: str = "") -> Volume:
         raise VolumeError(f"{path}: does not fit into memory.") from error
     except RuntimeError as error:
         raise VolumeError(f"{path}: not an image that can be read ({_reason(error)}).") from error
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:  # a series of one
+        image = sitk.Extract(image, (*image.GetSize()[:-1], 0))
     dimension, components = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
     if dimension == 2:
         image = sitk.JoinSeries(image)
@@ -124,9 +121,20 @@ def write_segmentation(path: str | Path, volume: Volume, segments: list[NamedMas
 
 def find_obstacle(path: Path) -> str | None:
     """What keeps a file from being put in its place, in words; None where nothing does, missing folders included."""
-    there = next((one for one in path.absolute().parents if one.exists()), None)
+    path = _followed(path)
+    there = next((one for one in path.absolute().parents if os.path.exists(one)), None)
     if there is None or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return f"{there} is no folder that you may write to"
+    try:
+        for name in path.absolute().relative_to(there).parts:
+            with suppress(FileNotFoundError):
+                os.lstat(there / name)  # too long a name is told here, and not where its folder is still missing
+    except OSError as error:
+        return error.strerror or str(error)
+    if path.exists() and not os.access(path, os.W_OK):
+        return f"{path} is write-protected"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        return f"{path} is no ordinary file"
     return None
 
 
@@ -144,7 +152,7 @@ def check_output(path: Path, volume: Volume | None = None) -> None:
     _refuse_name(path.absolute())
     if not path.name.endswith(SEGMENTATIONS):
         raise VolumeError(f"{path}: a segmentation's name ends in {', '.join(SEGMENTATIONS)}.")
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir fails on too long a name, which is told next
         raise VolumeError(f"{path}: is a folder; give the name of a file.")
     obstacle = find_obstacle(path)
     if obstacle is not None:
@@ -203,72 +211,6 @@ def _is_skewed(volume: Volume) -> bool:
     return bool(away.max() > SKEWED * volume.spacing.min())
 
 
-def _refuse_truncated(path: Path) -> None:
-    """SimpleITK makes up the missing end of some files; half a scan must not pass for a whole one."""
-    data = _data_file(path)
-    if data is None:
-        return
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    bits = sitk.GetArrayViewFromImage(sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(),
-                                                 reader.GetNumberOfComponents())).nbytes
-    # The type in memory is wider than on disk where the header scales values: trust the header's own bits per voxel.
-    needed = int(np.prod(reader.GetSize(), dtype=np.int64)) * min(bits, _nifti_bytes(reader, bits))
-    present = 0
-    try:
-        with data.open("rb") as file:
-            packed = data.name.lower().endswith(".gz") and file.read(2) == b"\x1f\x8b"  # some are so in name only
-        with (gzip.open if packed else open)(data, "rb") as file:
-            while present < needed and (piece := file.read(PIECE)):
-                present += len(piece)
-    except (EOFError, OSError, zlib.error) as error:
-        raise VolumeError(f"{data}: is cut off or damaged; copy it again.") from error
-    if present < needed:
-        raise VolumeError(f"{data}: is cut off: {present} of at least {needed} bytes are there; copy it again.")
-
-
-def _refuse_missing_pages(path: Path) -> None:
-    """SimpleITK leaves out the pages of a TIFF file that lie beyond its end."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        def number(at: int, width: int) -> int:
-            if at + width > size:
-                raise VolumeError(f"{path}: is cut off: pages are missing; copy it again.")
-            file.seek(at)
-            return int.from_bytes(file.read(width), "big" if mark == b"MM" else "little")
-
-        mark = file.read(2)
-        if mark not in (b"II", b"MM"):
-            return
-        start, width, counter, entry = (8, 8, 8, 20) if number(2, 2) == BIG_TIFF else (4, 4, 2, 12)
-        page, seen = number(start, width), {0}  # the chain of pages ends with no place
-        while page not in seen:
-            seen.add(page)
-            page = number(page + counter + entry * number(page, counter), width)
-
-
-def _data_file(path: Path) -> Path | None:
-    """The file whose length tells whether an image is all there; None where SimpleITK sees that itself."""
-    name = path.name.lower()
-    ending = next((end for end in sorted(UNCHECKED, key=len, reverse=True) if name.endswith(end)), None)
-    if ending in PAIRED:
-        stem = path.name[:-len(ending)]
-        pair = (path.with_name(stem + end) for end in (".img", ".img.gz", ".IMG", ".IMG.GZ"))
-        return next((one for one in pair if one.is_file()), None)
-    if ending == ".vtk":
-        with path.open("rb") as file:
-            return None if b"ASCII" in file.read(PIECE).split(b"\n", 3)[2:3] else path
-    return path if ending else None
-
-
-def _nifti_bytes(reader: sitk.ImageFileReader, default: int) -> int:
-    """Bytes per voxel as the header says."""
-    if not reader.HasMetaDataKey("bitpix"):
-        return default
-    return max(1, int(reader.GetMetaData("bitpix")) // 8)
-
-
 def _layers(segments: list[NamedMask]) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
     """uint8 layers and, per segment, its layer and label value; a segment goes to the first layer it fits."""
     layers: list[np.ndarray] = []
@@ -314,17 +256,24 @@ def _write_and_compare(image: sitk.Image, path: str) -> None:
 
 
 def _write_atomically(write: Callable[[str], None], path: Path) -> None:
+    """Write beside a file, then put it in its place; where a link leads, if it is one."""
+    place = _followed(path)
+    part = place.with_name(f".{uuid.uuid4().hex}{next(end for end in SEGMENTATIONS if path.name.endswith(end))}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ending = next(end for end in SEGMENTATIONS if path.name.endswith(end))
-        handle, temporary = tempfile.mkstemp(suffix=ending, prefix=".", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be written ({error.strerror}).") from error
-    try:
-        write(temporary)
-        os.replace(temporary, path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # As readable as any new file, which tempfile's are not, and no more than what it replaces.
+        mode = 0o666 & (place.stat().st_mode if place.exists() else ~0)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        write(str(part))
+        os.replace(part, place)
     except (RuntimeError, OSError) as error:
-        raise VolumeError(f"{path}: cannot be written ({reason(error)}).") from error
+        words = getattr(error, "strerror", None) or reason(error)
+        raise VolumeError(f"{path}: cannot be written ({words}).") from error
     finally:  # Ctrl+C too leaves no half file
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
+
+
+def _followed(path: Path) -> Path:
+    """Where a link leads; the path itself if it is none."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from SegMoTELib.errors import VolumeError
-from SegMoTELib.imaging.planes import ON_FACE, SlicePlane
+from SegMoTELib.imaging.planes import LARGEST_SIDE, ON_FACE, SlicePlane
 from SegMoTELib.imaging.volume import Volume
 
 
@@ -77,19 +77,22 @@ class PlaneStack:
 
 def _aligned(planes: list[SlicePlane]) -> tuple[SlicePlane, ...]:
     """The planes with one rectangle for all, as large as all of them together; as they are where they agree already."""
-    first = planes[0]
+    first = max(planes, key=lambda plane: plane.spacing)  # coarser where a cross-section was too large
     corners = np.array([first.to_pixels(plane.to_ras([(0, 0), (plane.shape[1] - 1, plane.shape[0] - 1)]))
                         for plane in planes])
     if all(plane.shape == first.shape for plane in planes) and np.ptp(corners, axis=0).max() < 1e-3:
         return tuple(planes)
-    low = np.floor(corners[:, 0].min(axis=0) + 1e-6)
-    columns, rows = (np.ceil(corners[:, 1].max(axis=0) - 1e-6) - low + 1).astype(int)
+    low, high = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
+    # Cross-sections of a thin slab may each be small and lie far apart: all together must not be too large either.
+    coarser = max(1.0, float((high - low).max()) / (LARGEST_SIDE - 2))
+    low = np.floor(low / coarser + 1e-6)
+    columns, rows = (np.ceil(high / coarser - 1e-6) - low + 1).astype(int)
     aligned = []
     for plane in planes:
         matrix = plane.pixel_to_ras.copy()
         # The rectangle's first pixel, in the first plane, moved along the normal into this one.
-        start = first.to_ras(low)
+        start = first.to_ras(low * coarser)
         matrix[:3, 3] = start - plane.distance(start) * plane.normal
-        matrix[:3, :2] = first.pixel_to_ras[:3, :2]
+        matrix[:3, :2] = first.pixel_to_ras[:3, :2] * coarser
         aligned.append(SlicePlane(matrix, (int(rows), int(columns))))
     return tuple(aligned)

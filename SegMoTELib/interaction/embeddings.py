@@ -25,7 +25,7 @@ import psutil
 import torch
 from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from SegMoTELib.network import ImageEmbedding
 
@@ -200,10 +200,9 @@ class EmbeddingFolder:
         target, temporary = self._file(key), self.path / (uuid.uuid4().hex + PART)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            save_file(tensors, temporary, {"signature": key, "checksum": _checksum(tensors), "version": VERSION})
-            temporary.chmod(0o600)  # should it have been made anew
-            written = temporary.stat().st_size
+            with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                written = file.write(save(tensors, {"signature": key, "checksum": _checksum(tensors),
+                                                    "version": VERSION}))
             os.replace(temporary, target)  # at once: others see the whole file or none
             self._make_room(written)
         except (OSError, SafetensorError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 import slicer
 
 from SegMoTELib.imaging.planes import MaskPatch
-from SegMoTELib.mrml.segments import Change, SegmentWriter, prepare_segmentation
+from SegMoTELib.mrml.segments import SegmentWriter, prepare_segmentation
 
 NAME = "SegMoTE preview"
 OPACITY = 0.35
@@ -38,7 +38,7 @@ class Preview:
         segment_id = segmentation.GetSegmentIdBySegmentName(name)
         if not segment_id:
             segment_id = segmentation.AddEmptySegment("", name, color)
-        self.writer.write(self.node, segment_id, self.volume, [Change(patch) for patch in patches])
+        self.writer.show(self.node, segment_id, self.volume, patches)
 
     def remove(self) -> None:
         """Take the node out of the scene."""

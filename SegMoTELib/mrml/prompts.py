@@ -19,23 +19,38 @@ import slicer.util
 from SegMoTELib.errors import PromptError, SegMoTEError, VolumeError
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.volume import Volume
+from SegMoTELib.mrml.markups import (
+    BOX,
+    DRAWING,
+    KIND,
+    NEGATIVE,
+    ORIENTED,
+    OWNER,
+    POSITIVE,
+    SEGMENTATION,
+    SUFFIX,
+    VOLUME,
+    box_frame,
+    defined,
+    has_prompts,
+    holds_prompts,
+    markups_of,
+    placing_kept,
+    point_orientation,
+    point_position,
+    set_box,
+    set_orientation,
+    style,
+)
 from SegMoTELib.mrml.target import Target
 from SegMoTELib.mrml.volumes import to_own_ras, volume_of, world_to_volume
 
-OWNER = "SegMoTE.Segment"  # node attribute: the segment that the prompts belong to
-KIND = "SegMoTE.Prompt"  # node attribute: one of POSITIVE, NEGATIVE, BOX
-SEGMENTATION, VOLUME = "SegMoTE.Segmentation", "SegMoTE.Volume"  # roles of references to nodes
-POSITIVE, NEGATIVE, BOX, DRAWING = "positive", "negative", "box", "drawing"
 FRAME = "frame"  # of a snapshot
-COLORS = {POSITIVE: (0.10, 0.75, 0.25), NEGATIVE: (0.90, 0.15, 0.15), BOX: (0.95, 0.75, 0.10),
-          DRAWING: (0.95, 0.75, 0.10)}
-SUFFIX = {POSITIVE: "points", NEGATIVE: "excluded", BOX: "box", DRAWING: "box being drawn"}
 REDRAWN = 0.3  # overlap (intersection over union) from which a new box takes the place of the one there
 BOX_DEPTH = 1.0  # slices: thickness of the ROI along its view's normal
 EVENTS = {POSITIVE: ("PointPositionDefinedEvent", "PointEndInteractionEvent", "PointRemovedEvent"),
           BOX: ("PointEndInteractionEvent", "PointRemovedEvent"), DRAWING: ()}
 EVENTS[NEGATIVE] = EVENTS[POSITIVE]
-ORIENTED = "placed in a slice view"  # description of a control point whose orientation is that of its view
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,10 @@ class PlanePrompts:
         rows += [(BOX, *box.ravel()) for box in np.round(self.boxes, 4)]
         return frozenset(rows)
 
+    def says_where(self) -> bool:
+        """Whether there is a point inside, or a box; excluded points alone do not say where the object is."""
+        return len(self.positives) > 0 or len(self.boxes) > 0
+
 
 class PromptSet:
     """The markups of one segment on one volume. The module's own; no other markups are ever touched.
@@ -79,7 +98,7 @@ class PromptSet:
         self._visible = True
         self._frame: np.ndarray | None = None  # the volume's IJK to RAS that the markups' coordinates are of
         try:
-            self.inherited = [] if self.is_empty() else self.on_planes()[0]
+            self.inherited = self.on_planes()[0] if has_prompts(scene, target) else []
         except VolumeError:  # to be told when prompts are answered
             self.inherited = []
         self.found = self.snapshot()
@@ -91,7 +110,7 @@ class PromptSet:
 
     def boxes(self) -> list[Any]:
         """The ROI nodes: on each plane one for every separate piece; not those whose centre was deleted."""
-        return [node for node in self._nodes(BOX) if all(node.GetSize()[:2])]
+        return [node for node in self._nodes(BOX) if holds_prompts(node)]
 
     def follow(self) -> None:
         """Keep the markups on the image: under the volume's transform, or moved with it once that was hardened.
@@ -124,7 +143,7 @@ class PromptSet:
         self.follow()
         with self.quiet():
             index = node.AddControlPoint(to_own_ras(self.target.volume, world).tolist())
-            _set_orientation(node, index, _own_rotation(self.target.volume, orientation))
+            set_orientation(node, index, _own_rotation(self.target.volume, orientation))
         self.changed()
 
     def orient_new(self, view_at: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -137,11 +156,11 @@ class PromptSet:
         with self.quiet():
             for kind in (POSITIVE, NEGATIVE):
                 for node in self._nodes(kind):
-                    for index in _defined(node):
+                    for index in defined(node):
                         if node.GetNthControlPointDescription(index) != ORIENTED:
                             world = [0.0] * 3
                             node.GetNthControlPointPositionWorld(index, world)
-                            _set_orientation(node, index, _own_rotation(self.target.volume, view_at(np.array(world))))
+                            set_orientation(node, index, _own_rotation(self.target.volume, view_at(np.array(world))))
 
     def start_box(self) -> Any:
         """An empty ROI node for the user to draw in a slice view; ``finish_box`` takes it when both corners are set."""
@@ -188,13 +207,13 @@ class PromptSet:
         plane = _plane(volume, rotation, center)
         with self.quiet():
             for other in self.boxes():
-                frame = _box_frame(other)
+                frame = box_frame(other)
                 away, extent = np.abs((frame[1] - center) @ rotation)[:2], np.array(other.GetSize())[:2]
                 if _belongs(plane, volume, *frame) and _overlap(away, size[:2], extent) > REDRAWN:
                     self.scene.RemoveNode(other)
             node = self._create("vtkMRMLMarkupsROINode", BOX)
             self.follow()
-            _set_box(node, rotation, center, (*size[:2], BOX_DEPTH * plane.thickness(volume)))
+            set_box(node, rotation, center, (*size[:2], BOX_DEPTH * plane.thickness(volume)))
         self.changed()
         return node
 
@@ -225,9 +244,9 @@ class PromptSet:
 
     def snapshot(self) -> dict:
         """Everything needed to come back to these prompts, in own RAS, and the volume's IJK to RAS that this is of."""
-        points = {kind: [(_position(node, i), _orientation(node, i)) for node in self._nodes(kind)
-                         for i in _defined(node)] for kind in (POSITIVE, NEGATIVE)}
-        return {**points, BOX: [(*_box_frame(node), list(node.GetSize())) for node in self.boxes()], FRAME: self._frame}
+        points = {kind: [(point_position(node, i), point_orientation(node, i)) for node in self._nodes(kind)
+                         for i in defined(node)] for kind in (POSITIVE, NEGATIVE)}
+        return {**points, BOX: [(*box_frame(node), list(node.GetSize())) for node in self.boxes()], FRAME: self._frame}
 
     def restore(self, snapshot: dict) -> None:
         """Come back to a snapshot; where the volume's geometry is another by now, to the same places of the image."""
@@ -246,14 +265,14 @@ class PromptSet:
                     node.RemoveAllControlPoints()
                 for position, rotation in snapshot[kind]:
                     node = self.node(kind)
-                    _set_orientation(node, node.AddControlPoint(position.tolist()), rotation)
+                    set_orientation(node, node.AddControlPoint(position.tolist()), rotation)
             there = self.boxes()
             for node in self._nodes(BOX):
                 if node not in there[:len(snapshot[BOX])]:
                     self.scene.RemoveNode(node)
             for index, (rotation, center, size) in enumerate(snapshot[BOX]):
                 node = there[index] if index < len(there) else self._create("vtkMRMLMarkupsROINode", BOX)
-                _set_box(node, rotation, center, size)
+                set_box(node, rotation, center, size)
 
     def clear(self) -> None:
         """Remove all prompts; the empty lists stay."""
@@ -279,9 +298,14 @@ class PromptSet:
         for node in self._all():
             node.SetDisplayVisibility(visible)
 
-    def is_empty(self) -> bool:
-        """True without any placed point or box."""
-        return not self.boxes() and not any(_defined(node) for node in self._nodes(POSITIVE) + self._nodes(NEGATIVE))
+    def differ(self, snapshot: dict) -> bool:
+        """Whether prompts were added, moved or deleted since a snapshot; not where the volume took them along."""
+        now = self.snapshot()
+        if snapshot[FRAME] is not None and now[FRAME] is not None:
+            snapshot = _moved(snapshot, now[FRAME] @ np.linalg.inv(snapshot[FRAME]))
+        return any(len(now[kind]) != len(snapshot[kind]) or not all(
+            np.allclose(one[at], other[at], atol=1e-3) for one, other in zip(now[kind], snapshot[kind], strict=True))
+            for kind, at in ((POSITIVE, 0), (NEGATIVE, 0), (BOX, slice(1, None))))
 
     def observe(self, changed: Callable[[], None] | None) -> None:
         """Call back whenever the user adds, moves or deletes a prompt; None stops that."""
@@ -328,14 +352,15 @@ class PromptSet:
         node.SetName(f"{segmentation.GetSegmentation().GetSegment(segment_id).GetName()} {SUFFIX[kind]}")
         node.SetAttribute(OWNER, segment_id)
         node.SetAttribute(KIND, kind)
-        with _placing_kept(self.scene):
+        node.SetSaveWithScene(kind != DRAWING)
+        with placing_kept(self.scene):
             node = self.scene.AddNode(node)
         self._made.append(node)
         node.SetNodeReferenceID(SEGMENTATION, segmentation.GetID())
         node.SetNodeReferenceID(VOLUME, self.target.volume.GetID())
         node.CreateDefaultDisplayNodes()
         node.SetDisplayVisibility(self._visible)
-        _style(node.GetDisplayNode(), kind)
+        style(node.GetDisplayNode(), kind)
         if kind not in (BOX, DRAWING):
             node.SetControlPointLabelFormat("")
         if self._changed is not None:
@@ -346,37 +371,19 @@ class PromptSet:
         return [node for node in self._all() if node.GetAttribute(KIND) == kind]
 
     def _all(self) -> list[Any]:
-        found = self.scene.GetNodesByClass("vtkMRMLMarkupsNode")
-        found.UnRegister(None)
-        nodes = [found.GetItemAsObject(i) for i in range(found.GetNumberOfItems())]
-        return [node for node in nodes if node.GetAttribute(OWNER) == self.target.segment_id
-                and node.GetNodeReferenceID(SEGMENTATION) == self.target.segmentation.GetID()
-                and node.GetNodeReferenceID(VOLUME) == self.target.volume.GetID()]
+        return markups_of(self.scene, self.target)
 
     def _entries(self):
         """Every prompt: kind, (3, 3) rotation, (3,) centre, and what ``PlanePrompts`` holds of it."""
         for kind in (POSITIVE, NEGATIVE):
             for node in self._nodes(kind):
-                for index in _defined(node):
-                    position = _position(node, index)
-                    yield kind, _orientation(node, index), position, position
+                for index in defined(node):
+                    position = point_position(node, index)
+                    yield kind, point_orientation(node, index), position, position
         for node in self.boxes():
-            rotation, center = _box_frame(node)
+            rotation, center = box_frame(node)
             half = rotation[:, :2] @ np.array(node.GetSize())[:2] / 2
             yield BOX, rotation, center, np.array([center - half, center + half])
-
-
-@contextmanager
-def _placing_kept(scene: Any):
-    """Within it, a new markups node does not become the one that the user's clicks go to."""
-    selection = scene.GetFirstNodeByClass("vtkMRMLSelectionNode")
-    if selection is None:
-        yield
-        return
-    active = selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()
-    yield
-    selection.SetReferenceActivePlaceNodeClassName(active[0])
-    selection.SetActivePlaceNodeID(active[1])
 
 
 def _moved(snapshot: dict, matrix: np.ndarray) -> dict:
@@ -430,53 +437,3 @@ def _turned(matrix: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     normal = np.cross(right, axes[:, 1])
     normal /= np.linalg.norm(normal)
     return np.column_stack([right, np.cross(normal, right), normal])
-
-
-def _defined(node: Any) -> list[int]:
-    status = slicer.vtkMRMLMarkupsNode.PositionDefined
-    return [i for i in range(node.GetNumberOfControlPoints()) if node.GetNthControlPointPositionStatus(i) == status]
-
-
-def _position(node: Any, index: int) -> np.ndarray:
-    return np.array(node.GetNthControlPointPosition(index))
-
-
-def _orientation(node: Any, index: int) -> np.ndarray:
-    wxyz, matrix = [0.0] * 4, [0.0] * 9
-    node.GetNthControlPointOrientation(index, wxyz)
-    slicer.vtkMRMLMarkupsNode.ConvertOrientationWXYZToMatrix(wxyz, matrix)
-    return np.array(matrix).reshape(3, 3)
-
-
-def _set_orientation(node: Any, index: int, rotation: np.ndarray) -> None:
-    wxyz = [0.0] * 4
-    slicer.vtkMRMLMarkupsNode.ConvertOrientationMatrixToWXYZ(rotation.ravel().tolist(), wxyz)
-    node.SetNthControlPointOrientation(index, *wxyz)
-    node.SetNthControlPointDescription(index, ORIENTED)
-
-
-def _box_frame(node: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(3, 3) rotation and (3,) centre of an ROI, own RAS."""
-    matrix = slicer.util.arrayFromVTKMatrix(node.GetObjectToNodeMatrix())
-    return matrix[:3, :3], matrix[:3, 3]
-
-
-def _set_box(node: Any, rotation: np.ndarray, center: np.ndarray, size: tuple) -> None:
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = rotation, center
-    node.SetAndObserveObjectToNodeMatrix(slicer.util.vtkMatrixFromArray(matrix))
-    node.SetSize(*(float(value) for value in size))
-
-
-def _style(display: Any, kind: str) -> None:
-    display.SetSelectedColor(*COLORS[kind])
-    display.SetColor(*COLORS[kind])
-    display.SetActiveColor(*COLORS[kind])
-    if kind in (BOX, DRAWING):
-        display.SetFillOpacity(0.1)
-        display.SetPropertiesLabelVisibility(False)
-        display.SetHandlesInteractive(False)
-        display.SetGlyphScale(0.5)  # its centre is no prompt
-    else:
-        display.SetGlyphScale(2.0)
-        display.SetPointLabelsVisibility(False)

@@ -73,6 +73,7 @@ class VolumeRuns:
         self.pending: Pending | None = None
         self.candidates: tuple[Any, SlicePlane, list[Candidate]] | None = None  # volume node, plane, found
         self._looked_at: Volume | None = None  # that the candidates are in
+        self._picked: list[tuple[np.ndarray, Target]] = []  # which of them, and where they went
         self._preview: Preview | None = None
         self._unshown: list[tuple[int, Crop]] = []
         self._shown_at = 0.0
@@ -179,7 +180,8 @@ class VolumeRuns:
         """Write the candidate at a position, world RAS, into a segment; False where there is none.
 
         Raises:
-            SegMoTEError: the candidates are another volume's, or of another geometry, or an unusable segment.
+            SegMoTEError: the candidates are another volume's, or of another geometry, or an unusable segment; or it
+                is a segment already.
         """
         if self.candidates is None or self._looked_at is None:
             return False
@@ -200,7 +202,12 @@ class VolumeRuns:
         if not hit:
             return False
         smallest = min(hit, key=np.count_nonzero)  # what lies on top
-        return self.segmenter.apply_slices(target, stack, {0: Crop.of(smallest)})
+        for mask, taken in self._picked:
+            if mask is smallest and taken.exists() and (mask & self.segmenter.mask_on(taken, plane)).any():
+                name = taken.segmentation.GetSegmentation().GetSegment(taken.segment_id).GetName()
+                raise PromptError(f"This candidate is the segment {name} already; pick another.")
+        self._picked.append((smallest, target))
+        return self.segmenter.apply_slices(target, stack, {0: Crop.of(smallest)}, picked=True)
 
     def stop(self) -> None:
         """End the run; its finished slices stay in the preview."""
@@ -237,7 +244,7 @@ class VolumeRuns:
     def discard(self) -> None:
         """Forget what is pending, and the candidates; the scene is as before the run."""
         self.segmenter.jobs.cancel(KEY)
-        self.candidates = self._looked_at = None
+        self.candidates, self._looked_at, self._picked = None, None, []
         self._forget_pending()
 
     def reset(self) -> None:

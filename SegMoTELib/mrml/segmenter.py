@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from SegMoTELib.errors import PromptError, SegMoTEError
+from SegMoTELib.errors import SegMoTEError
 from SegMoTELib.imaging.intensity import range_of
 from SegMoTELib.imaging.planes import SlicePlane
 from SegMoTELib.imaging.stacks import PlaneStack
@@ -19,8 +19,10 @@ from SegMoTELib.imaging.volume import Volume
 from SegMoTELib.interaction.carrying import Crop
 from SegMoTELib.interaction.jobs import Job, Jobs
 from SegMoTELib.interaction.session import PlaneMask, Session
-from SegMoTELib.mrml.prompts import BOX, FRAME, NEGATIVE, POSITIVE, PlanePrompts, PromptSet
-from SegMoTELib.mrml.segments import Change, SegmentWriter, Written, prepare_segmentation, segment_mask
+from SegMoTELib.mrml.answers import Answer, SliceMask, Step, answer_all, previous_logits
+from SegMoTELib.mrml.markups import BOX, NEGATIVE, POSITIVE
+from SegMoTELib.mrml.prompts import FRAME, PlanePrompts, PromptSet
+from SegMoTELib.mrml.segments import Change, SegmentWriter, prepare_segmentation, segment_mask
 from SegMoTELib.mrml.target import Target
 from SegMoTELib.mrml.volumes import volume_of, window_of
 
@@ -32,44 +34,6 @@ PREFETCHED = 8  # slices to either side of the one on view
 PREFETCH = "prefetch"  # key of its jobs
 PARALLEL = 1 - 1e-6  # cosine
 NO_PROMPTS: dict = {POSITIVE: [], NEGATIVE: [], BOX: [], FRAME: None}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What stands in the segment for one plane.
-
-    Attributes:
-        prompts: it answers; None for what was found without. logits: for the next correction, or None.
-        written: in the segment.
-    """
-
-    prompts: PlanePrompts | None = field(repr=False)
-    logits: np.ndarray | None = field(repr=False)
-    written: Written | None = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One undo step: a segment's prompts and answers before and after."""
-
-    target: Target
-    before: tuple[dict, dict[tuple, Answer]]
-    after: tuple[dict, dict[tuple, Answer]]
-
-
-@dataclass(frozen=True)
-class SliceMask:
-    """A mask on a slice, as long runs find it; stands for a ``PlaneMask`` without logits."""
-
-    plane: SlicePlane
-    crop: Crop = field(repr=False)
-    logits: None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def mask(self) -> np.ndarray:
-        """(rows, columns) bool."""
-        return self.crop.full()
 
 
 class SceneSegmenter:
@@ -98,6 +62,7 @@ class SceneSegmenter:
         self._prompts: dict[tuple, PromptSet] = {}
         self._answers: dict[tuple, dict[tuple, Answer]] = {}
         self._known: dict[tuple, dict] = {}  # prompts as of the latest step
+        self._answering: dict[tuple, tuple[Job, list[Callable[[], Any]]]] = {}  # and what waits for it
         self._done: list[Step] = []
         self._undone: list[Step] = []
 
@@ -116,30 +81,18 @@ class SceneSegmenter:
             self._prompts[target.key] = PromptSet(self.scene, target)
         return self._prompts[target.key]
 
-    def inherit(self, target: Target, then: Callable[[], Any]) -> None:
-        """Answer prompts that came with a loaded scene, to know what of the segment is theirs; go on after that.
+    def take_over(self, prompts: PromptSet) -> None:
+        """Go on with prompts of a loaded scene that were there, and observed, before this segmenter."""
+        self._prompts[prompts.target.key] = prompts
 
-        Without such prompts, or once they are known, goes on at once.
-        """
-        prompts = self.prompts(target)
-        planes = prompts.inherited
-        if not planes:
+    def when_answered(self, target: Target, then: Callable[[], Any]) -> None:
+        """Go on once a segment's prompts are answered: those of a click just made, and those of a loaded scene."""
+        if self._is_answering(target):
+            self._answering[target.key][1].append(then)
+        elif self.prompts(target).inherited:
+            self._inherit(target, then)
+        else:
             then()
-            return
-        session = self._session(target.volume)
-
-        def done(result: tuple[list[PlaneMask | None], list[str]]) -> None:
-            prompts.inherited = []
-            volume = volume_of(target.volume)
-            answers = {plane.plane.key(): Answer(plane, found.logits, self.writer.held(
-                target.segmentation, target.segment_id, target.volume, plane.plane.insert(found.mask, volume, True)))
-                for plane, found in zip(planes, result[0], strict=False) if found is not None}
-            self._answers[target.key], self._known[target.key] = answers, prompts.found
-            then()
-
-        self.jobs.submit(("prompts", *target.key),
-                         lambda job: _answer_all(session, [(plane, None, None) for plane in planes], job),
-                         done, self.failed, label="Segmenting")
 
     def update(self, target: Target) -> None:
         """Bring the segment up to date with its prompts: a job for the planes on which they changed.
@@ -148,7 +101,45 @@ class SceneSegmenter:
             SegMoTEError: the volume, or the segment, cannot be used; the scene is unchanged then.
         """
         SegmentWriter.check(target.segmentation, target.segment_id)
-        self.inherit(target, lambda: self._update(target))
+        if self.prompts(target).inherited:
+            self.when_answered(target, lambda: self._update(target))
+        else:
+            self._update(target)
+
+    def _inherit(self, target: Target, then: Callable[[], Any]) -> None:
+        """Answer prompts that came with a loaded scene, to know what of the segment is theirs."""
+        prompts = self.prompts(target)
+        planes = prompts.inherited
+
+        def done(result: tuple[list[PlaneMask | None], list[str]]) -> None:
+            prompts.inherited = []
+            volume = volume_of(target.volume)
+            answers = {plane.plane.key(): Answer(plane, found.logits, self.writer.held(
+                target.segmentation, target.segment_id, target.volume, plane.plane.insert(found.mask, volume, True)))
+                for plane, found in zip(planes, result[0], strict=False) if found is not None}
+            self._answers[target.key], self._known[target.key] = answers, prompts.found
+
+        self._answer(target, self.session(target.volume), [(plane, None, None) for plane in planes], done, [then])
+
+    def _is_answering(self, target: Target) -> bool:
+        return target.key in self._answering and not self._answering[target.key][0].cancelled()
+
+    def _answer(self, target: Target, session: Session, asked: list[tuple], done: Callable[[Any], None],
+                waiting: list[Callable[[], Any]]) -> None:
+        """Answer prompts in a job, in place of an older one of the segment; then whatever waits goes on."""
+        def finished(result: tuple[list[PlaneMask | None], list[str]]) -> None:
+            self._answering.pop(target.key, None)
+            done(result)
+            for one in waiting:
+                self.when_answered(target, one)
+
+        def failed(error: Exception) -> None:
+            self._answering.pop(target.key, None)
+            self.failed(error)
+
+        self._answering[target.key] = self.jobs.submit(
+            ("prompts", *target.key), lambda job: answer_all(session, asked, job), finished, failed,
+            label="Segmenting"), waiting
 
     def _update(self, target: Target) -> None:
         prompts = self.prompts(target)
@@ -158,18 +149,18 @@ class SceneSegmenter:
         answers = self._answers.get(target.key, {})
         wanted = {plane.plane.key(): plane for plane in planes}
         changed = [plane for key, plane in wanted.items()
-                   if key not in answers or _content(answers[key]) != plane.content()]
-        dropped = [key for key, answer in answers.items() if key not in wanted and answer.prompts is not None]
+                   if key not in answers or answers[key].content() != plane.content()]
+        dropped = [key for key, answer in answers.items() if key not in wanted and answer.content()]
         snapshot = prompts.snapshot()
+        waiting = self._answering[target.key][1] if self._is_answering(target) else []
         if not changed and not dropped:
             self.jobs.cancel(("prompts", *target.key))
+            for one in waiting:
+                one()
             return
-        session = self._session(target.volume)
-        asked = [(plane, _previous(answers.get(plane.plane.key()), plane), self._standing(target, answers, plane.plane))
-                 for plane in changed]
-
-        def work(job: Job) -> tuple[list[PlaneMask | None], list[str]]:
-            return _answer_all(session, asked, job)
+        session = self.session(target.volume)
+        asked = [(self._with_inside(target, answers, plane), previous_logits(answers.get(plane.plane.key()), plane),
+                  self._standing(target, answers, plane.plane)) for plane in changed]
 
         def done(result: tuple[list[PlaneMask | None], list[str]]) -> None:
             if session.predictor is not self.predictor:  # another model was chosen meanwhile
@@ -180,19 +171,37 @@ class SceneSegmenter:
                 self.told(sentence, True)
             self._apply(target, snapshot, changed, found, dropped)
 
-        self.jobs.submit(("prompts", *target.key), work, done, self.failed, label="Segmenting")
+        self._answer(target, session, asked, done, waiting)
 
-    def session(self, volume_node: Any) -> Session:
-        """The session of a volume as it is now, with its encoded planes."""
-        return self._session(volume_node)
+    def session(self, node: Any) -> Session:
+        """The session of a volume node as it is now; another one after its voxels, geometry or window changed.
 
-    def apply_slices(self, target: Target, stack: PlaneStack, masks: dict[int, Crop], span: range = range(0)) -> bool:
+        Raises:
+            VolumeError: the volume cannot be segmented.
+        """
+        volume = volume_of(node)
+        content = (node.GetID(), node.GetImageData().GetMTime())
+        mapping = (*content, *self._mapping(node))
+        if self._limits[0] != mapping:
+            self._limits = (mapping, range_of(volume, *mapping[2:]))
+        limits = self._limits[1]
+        key = (*content, volume.ijk_to_ras.tobytes(), limits, id(self.predictor))
+        if key not in self._sessions:
+            self._sessions[key] = Session(self.predictor, volume, limits)
+            while len(self._sessions) > SESSIONS_KEPT:
+                self._sessions.popitem(last=False)
+        self._sessions.move_to_end(key)
+        return self._sessions[key]
+
+    def apply_slices(self, target: Target, stack: PlaneStack, masks: dict[int, Crop], span: range = range(0),
+                     picked: bool = False) -> bool:
         """Write masks on slices of a stack into the segment, in place of what earlier runs put there; one undo step.
 
         Slices with prompts keep their answer.
 
         Args:
             span: slices without a mask on which what an earlier run put there is removed: the object is not there.
+            picked: by the user, so that they count as prompted from now on.
 
         Returns:
             False where it could not be written; the user has been told why.
@@ -203,7 +212,9 @@ class SceneSegmenter:
         empty = [stack.planes[index].key() for index in span if index not in masks]
         dropped = [key for key in empty if key in answers and not self._is_prompted(answers[key])]
         snapshot = self.prompts(target).snapshot()
-        return self._apply(target, snapshot, [None] * len(found), found, dropped)
+        none = np.empty((0, 3))
+        asked = [PlanePrompts(one.plane, none, none, none.reshape(0, 2, 3)) if picked else None for one in found]
+        return self._apply(target, snapshot, asked, found, dropped)
 
     def holds_run(self, target: Target, stack: PlaneStack) -> bool:
         """Whether slices that an earlier run found are in the segment; not after they were undone."""
@@ -211,7 +222,7 @@ class SceneSegmenter:
         return any(plane.key() in answers and not self._is_prompted(answers[plane.key()]) for plane in stack.planes)
 
     def prompted_masks(self, target: Target, stack: PlaneStack) -> dict[int, np.ndarray]:
-        """Slice index -> what the segment holds there, (rows, columns) bool, for the slices that have prompts."""
+        """Slice index -> what the segment holds there, (rows, columns) bool, where it has prompts or was picked."""
         answers = self._answers.get(target.key, {})
         places = {plane.key(): index for index, plane in enumerate(stack.planes)}
         indices = {places[key] for key, answer in answers.items() if key in places and self._is_prompted(answer)}
@@ -232,9 +243,26 @@ class SceneSegmenter:
         return plane.extract(Volume(held, matrix)) > 0.5
 
     def _standing(self, target: Target, answers: dict[tuple, Answer], plane: SlicePlane) -> np.ndarray | None:
-        """What a first prompt on a plane corrects: the mask that an earlier run put there."""
+        """What a first prompt on a plane corrects: the mask that an earlier run, or a pick, put there."""
         answer = answers.get(plane.key())
-        return None if answer is None or answer.prompts is not None else self.mask_on(target, plane)
+        return None if answer is None or answer.content() else self.mask_on(target, plane)
+
+    def _with_inside(self, target: Target, answers: dict[tuple, Answer], prompts: PlanePrompts) -> PlanePrompts:
+        """With a point inside, where excluded ones alone correct what a run, or a pick, put there: its innermost."""
+        answer = answers.get(prompts.plane.key())
+        if answer is None or prompts.says_where() or (answer.prompts is not None and answer.prompts.says_where()):
+            return prompts
+        held = np.pad(self.mask_on(target, prompts.plane), 1)
+        columns, rows = np.round(prompts.plane.to_pixels(prompts.negatives)).astype(int).T + 1
+        held[np.clip(rows, 0, held.shape[0] - 1), np.clip(columns, 0, held.shape[1] - 1)] = False
+        if not held.any():
+            return prompts
+        row, column = np.unravel_index(ndimage.distance_transform_edt(held).argmax(), held.shape)
+        return replace(prompts, positives=prompts.plane.to_ras([[column - 1, row - 1]]))
+
+    def has_picks(self, target: Target) -> bool:
+        """Whether the segment holds slices that the user picked, or prompted."""
+        return any(self._is_prompted(answer) for answer in self._answers.get(target.key, {}).values())
 
     @staticmethod
     def _is_prompted(answer: Answer | None) -> bool:
@@ -245,7 +273,7 @@ class SceneSegmenter:
 
         Clicks never wait for it, and a newer call replaces it.
         """
-        session = self._session(volume_node)
+        session = self.session(volume_node)
         slice_to_ras = plane.pixel_to_ras @ np.diag([1.0, -1, 1, 1])
         prompted = {key for answers in self._answers.values() for key, answer in answers.items()
                     if self._is_prompted(answer)}
@@ -275,8 +303,21 @@ class SceneSegmenter:
         """Whether there is a step to repeat."""
         return bool(self._undone)
 
+    def has_steps(self, target: Target) -> bool:
+        """Whether something was written into a segment that can be undone, or repeated."""
+        return any(step.target.key == target.key for step in self._done + self._undone)
+
     def undo(self) -> bool:
-        """Take the latest prompt back, and what it changed; False where there is none."""
+        """Take the latest prompt back, and what it changed; False where there is none.
+
+        Prompts that have no answer, yet or at all, are what is taken back first.
+        """
+        for key, prompts in self._prompts.items():
+            known = self._known.get(key, prompts.found)
+            if prompts.target.exists() and prompts.differ(known):
+                self.jobs.cancel(("prompts", *key))
+                prompts.restore(known)
+                return True
         return self._travel(self._done, self._undone, lambda step: (step.after, step.before))
 
     def redo(self) -> bool:
@@ -332,6 +373,7 @@ class SceneSegmenter:
         self._sessions.clear()
         self._answers.clear()
         self._known.clear()
+        self._answering.clear()
         self._done, self._undone = [], []
 
     def scene_closing(self) -> None:
@@ -363,22 +405,6 @@ class SceneSegmenter:
         else:
             log.error("a job failed", exc_info=error)
             self.told(f"Something went wrong ({error}); details are in the log.", True)
-
-    def _session(self, node: Any) -> Session:
-        """The session of a volume node as it is now; another one after its voxels, geometry or window changed."""
-        volume = volume_of(node)
-        content = (node.GetID(), node.GetImageData().GetMTime())
-        mapping = (*content, *self._mapping(node))
-        if self._limits[0] != mapping:
-            self._limits = (mapping, range_of(volume, *mapping[2:]))
-        limits = self._limits[1]
-        key = (*content, volume.ijk_to_ras.tobytes(), limits, id(self.predictor))
-        if key not in self._sessions:
-            self._sessions[key] = Session(self.predictor, volume, limits)
-            while len(self._sessions) > SESSIONS_KEPT:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(key)
-        return self._sessions[key]
 
     def _mapping(self, node: Any) -> tuple[str, tuple[float, float] | None]:
         window = window_of(node)
@@ -442,30 +468,3 @@ class SceneSegmenter:
         self.prompts(step.target).restore(snapshot)
         kept.append(taken.pop())
         return True
-
-
-def _content(answer: Answer) -> frozenset:
-    return frozenset() if answer.prompts is None else answer.prompts.content()
-
-
-def _previous(answer: Answer | None, prompts: PlanePrompts) -> np.ndarray | None:
-    """Logits to correct, where prompts were only added since."""
-    return answer.logits if answer is not None and _content(answer) <= prompts.content() else None
-
-
-def _answer_all(session: Session, asked: list[tuple[PlanePrompts, np.ndarray | None, np.ndarray | None]],
-                job: Job) -> tuple[list[PlaneMask | None], list[str]]:
-    """Answers in order, None where the prompts of a plane cannot be used, and why."""
-    found: list[PlaneMask | None] = []
-    refused = []
-    for index, (prompts, previous, mask) in enumerate(asked):
-        if job.cancelled():
-            break
-        try:
-            found.append(session.predict(prompts.plane, prompts.positives, prompts.negatives, prompts.boxes,
-                                         previous=previous, mask=mask))
-        except PromptError as error:
-            found.append(None)
-            refused.append(str(error))
-        job.progress = (index + 1) / len(asked)
-    return found, refused

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,14 @@ class Written:
         grid: (4, 4), from the voxels that the segmentation stores to its own RAS; they need not be the volume's.
         extent: a block of these voxels. added: (k, j, i) bool, voxels that were not in the segment before.
         taken: segment id -> (k, j, i) bool, voxels that the overwrite mode took from that segment.
+        frame: the segmentation's reference geometry, as Slicer writes it, where a transform was above it; else "".
     """
 
     grid: np.ndarray = field(repr=False)
     extent: tuple[int, ...]
     added: np.ndarray = field(repr=False)
     taken: dict[str, np.ndarray] = field(repr=False)
+    frame: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,16 @@ class SegmentWriter:
         self.check(segmentation, segment_id)
         self._follow(segmentation, segment_id, volume)
         self._take_back(segmentation, segment_id, back)
-        for grid, extent, added, taken in _merged(again):
+        for grid, extent, added, taken in _merged(segmentation, again):
             self._modify(segmentation, segment_id, grid, extent, added, self.logic.ModificationModeAdd, exact=True)
             for other, mask in taken.items():
                 self._modify(segmentation, other, grid, extent, mask, self.logic.ModificationModeRemove, exact=True)
+
+    def show(self, segmentation: Any, segment_id: str, volume: Any, patches: list[MaskPatch]) -> None:
+        """Add masks to a segmentation of the module's own; masking is for the user's, and would mean other segments."""
+        self._follow(segmentation, segment_id, volume)
+        grid, extent, owner = self._owners(segmentation, volume, patches)
+        self._modify(segmentation, segment_id, grid, extent, owner > 0, self.logic.ModificationModeAdd, exact=True)
 
     @property
     def masked(self) -> bool:
@@ -109,7 +117,8 @@ class SegmentWriter:
         """What a segment holds of a mask, as if it had been written there: for prompts that came with a scene."""
         self._follow(segmentation, segment_id, volume)
         grid, extent, owner = self._owners(segmentation, volume, [patch])
-        return Written(grid, extent, _stored(segmentation, segment_id, grid, extent) & (owner > 0), {})
+        return Written(grid, extent, _stored(segmentation, segment_id, grid, extent) & (owner > 0), {},
+                       _frame(segmentation))
 
     @staticmethod
     def check(segmentation: Any, segment_id: str) -> None:
@@ -126,12 +135,12 @@ class SegmentWriter:
         """Raise a ``SegmentError`` where segments are stored as something else than voxels."""
         labelmap = slicer.vtkSegmentationConverter.GetBinaryLabelmapRepresentationName()
         if segmentation.GetSegmentation().GetSourceRepresentationName() != labelmap and not all(
-                _is_empty(segmentation, one) for one in segmentation.GetSegmentation().GetSegmentIDs()):
+                is_empty(segmentation, one) for one in segmentation.GetSegmentation().GetSegmentIDs()):
             raise SegmentError(f"{segmentation.GetName()} is not made of voxels; in the Segmentations module create "
                                "its binary labelmap and make that the source, or choose another segmentation.")
 
     def _take_back(self, segmentation: Any, segment_id: str, written: list[Written]) -> None:
-        for grid, extent, added, taken in _merged(written):
+        for grid, extent, added, taken in _merged(segmentation, written):
             self._modify(segmentation, segment_id, grid, extent, added, self.logic.ModificationModeRemove, exact=True)
             for other, mask in taken.items():
                 self._modify(segmentation, other, grid, extent, mask, self.logic.ModificationModeAdd, exact=True)
@@ -154,7 +163,7 @@ class SegmentWriter:
             block = block or (slice(0, 1),) * 3  # all its voxels are others', or it has none on this grid
             own = owner[block] == number
             found.append(Written(grid, _part(extent, block), added[block] & own,
-                                 {one: lost[block] & own for one, lost in taken.items()}))
+                                 {one: lost[block] & own for one, lost in taken.items()}, _frame(segmentation)))
         return found
 
     def _owners(self, segmentation: Any, volume: Any, patches: list[MaskPatch]) -> tuple:
@@ -235,14 +244,15 @@ class SegmentWriter:
 
 def prepare_segmentation(segmentation: Any, volume: Any) -> None:
     """Give an empty segmentation the volume's geometry and parent transform; one with content is left as it is."""
-    if all(_is_empty(segmentation, one) for one in segmentation.GetSegmentation().GetSegmentIDs()):
+    if all(is_empty(segmentation, one) for one in segmentation.GetSegmentation().GetSegmentIDs()):
         segmentation.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     if segmentation.GetDisplayNode() is None:
         segmentation.CreateDefaultDisplayNodes()
 
 
-def _is_empty(segmentation: Any, segment_id: str) -> bool:
+def is_empty(segmentation: Any, segment_id: str) -> bool:
+    """Whether a segment has nothing in it, in whatever way the segmentation stores it."""
     labelmap = segmentation.GetBinaryLabelmapInternalRepresentation(segment_id)
     if labelmap is not None:
         return labelmap.IsEmpty()
@@ -312,12 +322,33 @@ def _voxels_in(segmentation: Any, volume: Any) -> np.ndarray:
 
 def _is_stored_on(segmentation: Any, grid: np.ndarray) -> bool:
     """Whether the segmentation stores its labels on these voxels."""
-    geometry = segmentation.GetSegmentation().GetConversionParameter(
+    stored = _read(_geometry(segmentation))
+    return stored is not None and np.allclose(_matrix_of(stored), grid, atol=1e-4)
+
+
+def _geometry(segmentation: Any) -> str:
+    """The grid that the segmentation stores its labels on, as Slicer writes it."""
+    return segmentation.GetSegmentation().GetConversionParameter(
         slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName())
-    stored = slicer.vtkOrientedImageData()
-    if not geometry or not slicer.vtkSegmentationConverter.DeserializeImageGeometry(geometry, stored, False):
-        return False
-    return np.allclose(_matrix_of(stored), grid, atol=1e-4)
+
+
+def _read(geometry: str) -> Any:
+    """An image without voxels of a geometry as Slicer writes it; None where it writes none."""
+    image = slicer.vtkOrientedImageData()
+    read = slicer.vtkSegmentationConverter.DeserializeImageGeometry
+    return image if geometry and read(geometry, image, False) else None
+
+
+def _frame(segmentation: Any) -> str:
+    return _geometry(segmentation) if segmentation.GetTransformNodeID() else ""
+
+
+def _placed(segmentation: Any, written: Written) -> Written:
+    """Where an answer lies by now: moved with its voxels, if the transform above them was hardened since."""
+    then, now = _read(written.frame), _read(_geometry(segmentation))
+    if then is None or now is None or then.GetExtent() != now.GetExtent():  # given another grid instead
+        return written
+    return replace(written, grid=_matrix_of(now) @ np.linalg.inv(_matrix_of(then)) @ written.grid)
 
 
 def _is_locked(segment: Any) -> bool:
@@ -348,10 +379,11 @@ def _part(extent: tuple[int, ...], block: tuple[slice, ...]) -> tuple[int, ...]:
                  for value in (extent[2 * axis] + part.start, extent[2 * axis] + part.stop - 1))
 
 
-def _merged(written: list[Written]) -> list[tuple[np.ndarray, tuple[int, ...], np.ndarray, dict[str, np.ndarray]]]:
+def _merged(segmentation: Any, written: list[Written]) -> list[tuple[np.ndarray, tuple[int, ...], np.ndarray,
+                                                                     dict[str, np.ndarray]]]:
     """The answers of each grid as one: grid, extent, added, taken."""
     grids: dict[bytes, list[Written]] = {}
-    for one in written:
+    for one in (_placed(segmentation, answer) for answer in written):
         grids.setdefault(one.grid.tobytes(), []).append(one)
     merged = []
     for answers in grids.values():

@@ -12,12 +12,13 @@ import os
 import pickle
 import re
 import tarfile
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from SegMoTELib.errors import CheckpointError
@@ -75,9 +76,13 @@ def save_checkpoint(model: SegMoTE, path: str | Path, metadata: dict[str, str] |
     header = {**model.metadata, **{key: str(value) for key, value in (metadata or {}).items()},
               "format": FORMAT, "config": json.dumps(model.config.to_dict()),
               "trained": json.dumps({"adapters": model.adapters_trained, "auto": model.auto_trained})}
-    temporary = path.with_name(path.name + ".part")
-    save_file(tensors, temporary, metadata=header)
-    os.replace(temporary, path)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:  # save_file's would be for nobody else to read
+            file.write(save(tensors, header))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def attach_adapters(model: SegMoTE, overrides: dict, auto_targets: tuple[AutoTarget, ...] = ()) -> SegMoTE:

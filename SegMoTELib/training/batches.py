@@ -37,6 +37,7 @@ class Batch:
         truth: (N, S, S) bool. targets: (N,) int64 auto target or -1.
         modes: (N,) "box", "point" or "auto". boxes: (N, 4) float32, used by "box". clicks: (N, 2) float32, "point".
         extra: further clicks of the first prompt, (N, E, 2) float32 and (N, E) int64 labels, or None.
+        found: (N,) bool, False for what is no target but stands where none was large enough to be seen.
         unsure: (N,) bool, targets whose kind of image is not told in training.
         rngs: (N,) for the prompts that follow, so that a prompt depends on its item alone.
     """
@@ -50,6 +51,7 @@ class Batch:
     boxes: Tensor
     clicks: Tensor
     extra: tuple[Tensor, Tensor] | None
+    found: np.ndarray
     unsure: np.ndarray
     rngs: list[np.random.Generator]
 
@@ -78,7 +80,8 @@ class Batch:
         return Batch(torch.from_numpy(np.stack([item.image for item in items])),
                      torch.from_numpy(np.stack([item.label for item in items])), [item.key for item in items],
                      torch.from_numpy(truth), targets, modes, torch.from_numpy(boxes), torch.from_numpy(clicks),
-                     (torch.from_numpy(coords), torch.from_numpy(labels)) if several else None, unsure, rngs)
+                     (torch.from_numpy(coords), torch.from_numpy(labels)) if several else None,
+                     np.repeat([item.found for item in items], len(items[0].masks)), unsure, rngs)
 
 
 def _mode(config: TrainingConfig, rng: np.random.Generator, target: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from SegMoTELib.errors import DataError
 from SegMoTELib.network import AutoTarget, ModelConfig
 
 MAY_BE_ZERO = ("seed", "warmup_steps")  # other whole numbers count something and start at 1
+NEVER_ZERO = ("learning_rate", "clip_norm", "image_share")  # other numbers with a point may be 0
+LATER = dict.fromkeys(("data", "phases"))  # asked for with the reason, by the config itself
 
 
 @dataclass(frozen=True)
@@ -141,34 +143,44 @@ def load_training_config(path: str | Path) -> TrainingConfig:
         raise DataError(f"{path}: no such training config.") from None
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path}: not a readable YAML file ({error}).") from error
+    settings = _checked(path, TrainingConfig, values)
+    data = settings.get("data") or ()
+    settings["data"] = (data,) if isinstance(data, str) else data
+    if not isinstance(data, (str, list, tuple)) or not all(isinstance(folder, str) for folder in settings["data"]):
+        raise DataError(f"{path}: data must name folders, not {data!r}.")
+    settings["data"] = tuple(settings["data"])
+    settings["phases"] = tuple(Phase(**_checked(path, Phase, phase)) for phase in _listed(path, settings, "phases"))
+    settings["emphasis"] = {code: _number(f"{path}: emphasis of {code}", "emphasis", "float", factor)
+                            for code, factor in settings.get("emphasis", {}).items()}
+    targets = [_checked(path, AutoTarget, target) for target in _listed(path, settings, "auto_targets")]
+    settings["auto_targets"] = tuple(
+        AutoTarget(**{**target, "color": _color(f"{path}: color", target.get("color", (128, 174, 128))),
+                      "sources": _sources(f"{path}: sources", target.get("sources", ()))}) for target in targets)
+    return TrainingConfig(**settings)
+
+
+def _listed(path: str | Path, settings: dict, name: str) -> list:
+    values = settings.get(name) or []
+    if not isinstance(values, list):
+        raise DataError(f"{path}: {name} must be a list, not {values!r}.")
+    return values
+
+
+def _checked(path: str | Path, owner: type, values: Any) -> dict:
+    """The values by name, none of them unknown and none missing, with those of plain types checked."""
     if not isinstance(values, dict):
-        raise DataError(f"{path}: expected 'name: value' lines.")
-    unknown = sorted(map(str, set(values) - {item.name for item in fields(TrainingConfig)}))
+        raise DataError(f"{path}: expected 'name: value' pairs where {values!r} stands.")
+    known = {item.name: item for item in fields(owner)}
+    where = {Phase: "of a phase", AutoTarget: "of an auto target"}.get(owner, "")
+    unknown = sorted(map(str, set(values) - set(known)))
     if unknown:
-        raise DataError(f"{path}: unknown settings {', '.join(unknown)}.")
-    try:
-        data = values.get("data") or ()
-        values["data"] = (data,) if isinstance(data, str) else tuple(data)
-        if not all(isinstance(folder, str) for folder in values["data"]):
-            raise DataError(f"{path}: data must name folders, not {data!r}.")
-        values["phases"] = tuple(Phase(**_numbers(path, Phase, phase)) for phase in values.get("phases") or ())
-        emphasis = values.get("emphasis") or {}
-        values["emphasis"] = {code: _number(f"{path}: emphasis of {code}", "emphasis", "float", factor)
-                              for code, factor in _pairs(path, emphasis).items()}
-        values["auto_targets"] = tuple(
-            AutoTarget(**{**target, "color": _color(f"{path}: color", target.get("color", (128, 174, 128))),
-                          "sources": _sources(f"{path}: sources", target.get("sources", ()))})
-            for target in values.get("auto_targets") or ())
-        return TrainingConfig(**_numbers(path, TrainingConfig, values))
-    except TypeError as error:
-        raise DataError(f"{path}: {error}.") from error
-
-
-def _numbers(path: str | Path, owner: type, values: Any) -> dict:
-    """The values, with those of numeric fields checked; "4e-4", which YAML takes for a word, is a number."""
-    kinds = {item.name: str(item.type) for item in fields(owner)}  # as written: annotations are not evaluated
-    return {name: _number(f"{path}: {name}", name, kinds.get(name), value)
-            for name, value in _pairs(path, values).items()}
+        raise DataError(f"{path}: unknown settings {', '.join(unknown)} {where}".rstrip() + ".")
+    missing = [name for name, item in known.items() if name not in values | LATER
+               and item.default is MISSING and item.default_factory is MISSING]
+    if missing:
+        raise DataError(f"{path}: {', '.join(missing)} {where}".rstrip() + " must be given.")
+    return {name: _number(f"{path}: {name}", name, str(known[name].type), value)  # types as written, not evaluated
+            for name, value in values.items()}
 
 
 def _color(where: str, value: Any) -> tuple[int, ...]:
@@ -186,17 +198,16 @@ def _sources(where: str, value: Any) -> tuple[str, ...]:
     return tuple(sources)
 
 
-def _pairs(path: str | Path, values: Any) -> dict:
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected 'name: value' pairs where {values!r} stands.")
-    return values
-
-
-def _number(where: str, name: str, kind: str | None, value: Any) -> Any:
+def _number(where: str, name: str, kind: str, value: Any) -> Any:
+    """A value of a plain type, checked; "4e-4", which YAML takes for a word, is a number."""
+    if kind.removesuffix(" | None") == "str" and not isinstance(value, str) and not (value is None and "None" in kind):
+        raise DataError(f"{where} must be a text, not {value!r}.")
     if kind == "bool" and not isinstance(value, bool):
         raise DataError(f"{where} must be true or false, not {value!r}.")
-    if kind == "dict" and not isinstance(value, dict):
-        raise DataError(f"{where} must be 'name: value' pairs, not {value!r}.")
+    if kind.startswith("dict"):
+        if not isinstance(value, dict | None):
+            raise DataError(f"{where} must be 'name: value' pairs, not {value!r}.")
+        return value or {}
     if kind == "int":
         least = 0 if name in MAY_BE_ZERO else 1
         if type(value) is not int or not least <= value < 2 ** 63:
@@ -206,8 +217,10 @@ def _number(where: str, name: str, kind: str | None, value: Any) -> Any:
             number = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             number = math.nan
-        most = 1.0 if name.endswith("_share") else math.inf
+        most = 1.0 if name == "average" or name.endswith("_share") else math.inf
         if not 0 <= number <= most or math.isinf(number):
             raise DataError(f"{where} must be a number from 0{' to 1' if most == 1 else ''}, not {value!r}.")
+        if number == 0 and name in NEVER_ZERO:
+            raise DataError(f"{where} must be greater than 0, else nothing is learned.")
         return number if isinstance(value, str) else value  # an earlier run is known by its numbers as written
     return value

@@ -32,6 +32,9 @@ class InteractiveStep(nn.Module):
                 before: dict[str, int] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss over targets and rounds, and named means for the log.
 
+        What is no target counts as a loss of 0; a loss that nothing was learned from still has a gradient, of 0, for
+        other processes wait for one.
+
         Args:
             rounds: prompts per target that are learned from.
             before: by kind of first prompt ("box", "point", "auto"), corrected rounds that come first and are not
@@ -49,7 +52,7 @@ class InteractiveStep(nn.Module):
         domains = self._domains(batch)
         losses, log = [], {}
         for mode in ("box", "point", "auto"):
-            rows = np.flatnonzero(batch.modes == mode)
+            rows = np.flatnonzero((batch.modes == mode) & batch.found)
             if len(rows) == 0:
                 continue
             here = torch.from_numpy(rows).to(self.model.device)
@@ -58,11 +61,15 @@ class InteractiveStep(nn.Module):
             losses.append(loss)
             for name, value in values.items():
                 log[f"{mode}/{name}"] = value.mean()
-        loss = torch.cat(losses).mean()
+        loss = torch.zeros((), device=self.model.device)
+        if losses:
+            loss = torch.cat(losses).mean() * float(batch.found.mean())
         if self.dense is not None:
             log["dense"] = self.dense(embedding, batch.labels.to(self.model.device), [code for code, _ in batch.keys])
             loss = loss + self.config.dense_weight * log["dense"]
             log["dense"] = log["dense"].detach()
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            loss = loss + 0 * next(weight for weight in self.model.parameters() if weight.requires_grad).sum()
         return loss, log
 
     def _pixels(self, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from SegMoTELib import __version__
-from SegMoTELib.data.pack import Pack, check_names, open_packs
+from SegMoTELib.data.pack import Pack, check_names, licence_of, open_packs
 from SegMoTELib.errors import CheckpointError, DataError, reason
 from SegMoTELib.interaction.transforms import SquareTransform, to_rgb8
 from SegMoTELib.network import SegMoTE, build_model, load_checkpoint, save_checkpoint
@@ -28,7 +28,7 @@ from SegMoTELib.network.model import LEARNED_WITH_BASE
 from SegMoTELib.training.batches import Batch, StepBatches, beginning
 from SegMoTELib.training.config import Phase, TrainingConfig
 from SegMoTELib.training.curves import draw_curves
-from SegMoTELib.training.dataset import TrainingData
+from SegMoTELib.training.dataset import MIN_TARGET_PIXELS, TrainingData
 from SegMoTELib.training.dense import ClassList, DenseHead
 from SegMoTELib.training.step import InteractiveStep
 
@@ -66,6 +66,7 @@ class Trainer:
         self.step = 0
         self.data: dict[str, TrainingData] = {}
         self.coming: Iterator[list[tuple[int, Batch]]] | None = None  # the batches of the next steps
+        self.told_of_unseen = False
         if config.stage == "adapt" and self.model.compact:
             self._teach_router()
         self._choose_parameters()
@@ -75,7 +76,7 @@ class Trainer:
             if config.stage == "base" and config.dense_weight else None
         self.optimised = [*self.learned.values(), *(self.dense.parameters() if self.dense else ())]
         self.optimizer = torch.optim.AdamW(_decay_groups(self.optimised, config.weight_decay),
-                                           lr=config.learning_rate, betas=(0.9, 0.98), fused=self.device.type != "mps")
+                                           lr=config.learning_rate, betas=(0.9, 0.98), fused=self.device.type == "cuda")
 
     def run(self, stop_after: int | None = None, progress: bool = True) -> SegMoTE:
         """Train to the end of the phases (or ``stop_after`` steps from now) and return the averaged model.
@@ -117,8 +118,7 @@ class Trainer:
     def _metadata(self) -> dict[str, str]:
         """What must travel with the weights: config, step, versions, data and their licences."""
         data = {**_known_data(self.model.metadata),
-                **{pack.code: pack.info.get("licence") or pack.info.get("license") or "unknown"
-                   for pack in self.packs}}
+                **{pack.code: licence_of(pack.info) for pack in self.packs}}
         stage = "targets" if self.config.targets_only else self.config.stage
         return {f"training_{stage}": json.dumps(self.config.to_dict()), f"training_{stage}_steps": str(self.step),
                 "versions": f"segmote {__version__}, torch {torch.__version__}, numpy {np.__version__}",
@@ -217,14 +217,17 @@ class Trainer:
             self._set_mode()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 loss, values = self._wrapped()(batch, phase.rounds, before)
-            if loss.requires_grad:  # with targets_only, not where every target was too small to be seen
-                (loss / self.config.accumulate).backward()
+            (loss / self.config.accumulate).backward()
             log["loss"] = log.get("loss", 0.0) + float(loss.detach()) / self.config.accumulate
             log.update({name: float(value) for name, value in values.items()})
         log["gradient"] = float(nn.utils.clip_grad_norm_(self.optimised, self.config.clip_norm))
         if not math.isfinite(log["loss"]) or not math.isfinite(log["gradient"]):
             raise DataError(f"training diverged at step {self.step}: loss {log['loss']}; lower the learning rate.")
-        self.optimizer.step()
+        if log["gradient"]:
+            self.optimizer.step()
+        elif self.rank == 0 and not self.told_of_unseen:
+            self.told_of_unseen = True
+            _warn_of_unseen(phase)
         decay = min(self.config.average, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.learned.values()), 1 - decay)
@@ -383,6 +386,12 @@ def _warn_of_unknown(config: TrainingConfig, packs: list[Pack]) -> None:
     for code in config.emphasis:
         if code not in known:
             log.warning("%s: its emphasis changes nothing, for the data has no set of this name", code)
+
+
+def _warn_of_unseen(phase: Phase) -> None:
+    """Say that there are steps without anything to learn: most likely the images are made too small for the targets."""
+    log.warning("none of a step's targets has %d pixels at size %d, so it taught nothing; train at a larger size, or "
+                "with augment: true, which looks closer", MIN_TARGET_PIXELS, phase.size)
 
 
 def _set_image_size(model: SegMoTE, size: int) -> None:

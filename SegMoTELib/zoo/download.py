@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,8 +109,10 @@ class _Resumed:
                  resumable: bool) -> None:
         self.entry, self.path, self.progress, self.cancelled = entry, path, progress, cancelled
         self.part = path.with_name(f".{path.name}.part")
-        # Without a hash, halves of two versions could be joined unnoticed; and a link must not be followed.
-        if not resumable or self.part.is_symlink() or (entry.size is not None and self._here() > entry.size):
+        # Without a hash, halves of two versions could be joined unnoticed; a link must not be followed; and what
+        # another user of the folder began can be replaced, not continued.
+        if (not resumable or self.part.is_symlink() or not os.access(self.part, os.W_OK)
+                or (entry.size is not None and self._here() > entry.size)):
             self.part.unlink(missing_ok=True)
 
     def __call__(self, url: str, output_file: str, pooch: object) -> None:
@@ -217,4 +219,6 @@ def _only_one(path: Path, cancelled: Callable[[], bool]):
     try:
         yield
     finally:
+        with suppress(OSError):  # left behind, it would keep everybody else out of a folder that several share
+            path.unlink()
         lock.release()

@@ -116,8 +116,7 @@ def remove(name: str, folder: Path | None = None) -> int:
     if not model.size and not model.path.is_file():
         raise ModelError(f"{name}: is not on this machine.")
     try:
-        for path in (model.path, _record_path(model.path), model.path.with_name(f".{model.path.name}.part"),
-                     model.path.with_name(f".{model.path.name}.lock")):
+        for path in (model.path, _record_path(model.path), model.path.with_name(f".{model.path.name}.part")):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise ModelError(f"{path}: cannot be deleted ({error.strerror or error}); is it in use?") from error

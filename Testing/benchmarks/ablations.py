@@ -6,7 +6,8 @@
 The base of ``held-out-base.yaml`` has seen none of the data sets that the study uses. Every variant is trained from the
 same base, config and seeds, and evaluated on the same test images. The base's embeddings are computed once for all
 runs. Whatever is finished is kept in ``--out`` and not done again, so a run that was stopped goes on when it is called
-again. The tables are written to ``Testing/benchmarks/ablations.md``.
+again. The tables are written to ``Testing/benchmarks/ablations.md``; what they say is written by hand and has to be
+written anew.
 """
 
 from __future__ import annotations
@@ -304,11 +305,11 @@ def main(tables: tuple[str, ...], base: Path, data: Path, out: Path, steps: int,
             done.append(format_table(title, {name: study.row(changes) for name, changes in variants.items()}, seeds))
         click.echo(done[-1])
     if not tables:
-        head = (f"# The claims at our scale\n\nMacro-mean Dice on {limit} test images per data set; {steps} adapt "
-                f"steps at {size} px, {seeds} seed(s).\nAdapted on: {', '.join(ADAPTED)}.\nLeft out of adapting: "
-                f"{', '.join(LEFT_OUT)}.\nOf these the base has seen {seen_by(base)}.\n\nReprinted by `python "
-                f"Testing/benchmarks/ablations.py --base BASE --data PACK --out runs/ablations --steps {steps} --size "
-                f"{size} --seeds {seeds} --limit {limit}`.\n\n")
+        head = (f"# The paper's claims at our scale\n\nMacro-mean Dice on {limit} test images per data set; {steps} "
+                f"adapt steps at {size} px, {seeds} seed{'s' * (seeds > 1)}.\nAdapted on: {', '.join(ADAPTED)}.\n"
+                f"Left out of adapting: {', '.join(LEFT_OUT)}.\nOf these the base has seen {seen_by(base)}.\n\n"
+                f"Reprinted by `python Testing/benchmarks/ablations.py --base BASE --data PACK --out runs/ablations "
+                f"--steps {steps} --size {size} --seeds {seeds} --limit {limit}`.\n\n")
         results.write_text(head + "\n".join(done), encoding="utf-8")
 
 

@@ -1,7 +1,8 @@
 """Makes the bundled model of a trained one, and its card from a measured evaluation.
 
+    segmote evaluate --data PACK --split val --model MODEL --csv val.csv
     python Testing/benchmarks/release.py weights MODEL --size 256 --validation val.csv
-    segmote evaluate --data PACK --json test.json --csv test.csv
+    segmote evaluate --data PACK --limit 10 --json test.json
     python Testing/benchmarks/release.py card test.json
 """
 

@@ -1,6 +1,6 @@
 """What the adapters do to images of a kind that they did not learn from: box Dice with and without them.
 
-    python Testing/benchmarks/unseen.py ../shared/data/volumes/ch2_aal ../shared/data/volumes/totalseg_ct_aorta
+    python Testing/benchmarks/unseen.py VOLUMES/ch2_aal VOLUMES/totalseg_ct_aorta
 
 Axial slices of labelled volumes (image.nii.gz, label.nii.gz, info.json) that share nothing with the training data.
 """

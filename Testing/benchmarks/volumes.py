@@ -1,11 +1,12 @@
 """Whole volumes, measured: accuracy against Slicer's own tools, interactions, speed, memory, prefetch, cancelling.
 
-    python Testing/benchmarks/volumes.py accuracy ../shared/data/volumes -o volumes.csv
+    python Testing/benchmarks/volumes.py accuracy VOLUMES -o volumes.csv
     python Testing/benchmarks/volumes.py table volumes.csv
-    python Testing/benchmarks/volumes.py pieces ../shared/data/volumes
-    python Testing/benchmarks/volumes.py directions ../shared/data/volumes --only totalseg_mr_3mm
-    python Testing/benchmarks/volumes.py speed ../shared/data/volumes/totalseg_ct_512
+    python Testing/benchmarks/volumes.py pieces VOLUMES
+    python Testing/benchmarks/volumes.py directions VOLUMES --only totalseg_mr_3mm
+    python Testing/benchmarks/volumes.py speed VOLUMES/totalseg_ct_512
 
+VOLUMES is a folder of labelled volumes, each a folder with image.nii.gz, label.nii.gz and info.json (modality, labels).
 Prompts are simulated from the truth: a box around each piece of the object on the prompted slices. ``fill`` is
 Slicer's morphological contour interpolation between the same three slices, ``grow cut`` Slicer's grow-from-seeds with
 these slices as seeds; both start from the masks that SegMoTE gave on the three slices.
@@ -64,8 +65,20 @@ class Case:
         """Indices of the slices that hold the object."""
         return np.flatnonzero([one.sum() >= 8 for one in self.slices])
 
+    @property
+    def largest(self) -> int:
+        """Index of the slice that shows most of the object."""
+        return int(np.argmax([one.sum() for one in self.slices]))
+
+    @property
+    def middle(self) -> int:
+        """Index of the slice in the middle of the object."""
+        return int(self.present[len(self.present) // 2])
+
     def ask(self, index: int, draw: Callable[[np.ndarray], list[Box]] = piece_boxes) -> np.ndarray:
-        """The model's mask for the boxes that are drawn on a slice: around each piece of the object."""
+        """The model's mask for the boxes that are drawn on a slice: around each piece of the object; the truth where it
+        finds nothing, for there a user would draw.
+        """
         plane = self.stack.planes[index]
         boxes = np.reshape(draw(self.slices[index]), (-1, 2, 2)) + [[-0.6, -0.6], [0.6, 0.6]]
         mask = self.session.predict(plane, box=plane.to_ras(boxes)).mask
@@ -114,9 +127,7 @@ def three_slices(case: Case) -> set[int]:
 
 def run_methods(case: Case) -> dict[str, np.ndarray]:
     """Method -> (K, J, I) bool."""
-    present, last = case.present, len(case.stack) - 1
-    largest = int(present[np.argmax([case.slices[index].sum() for index in present])])
-    three = three_slices(case)
+    last, largest, three = len(case.stack) - 1, case.largest, three_slices(case)
     masks = {index: case.ask(index) for index in three | {largest}}
     three = {index: masks[index] for index in sorted(three)}
     seeds = voxels_of({index: Crop.of(mask) for index, mask in three.items()}, case.stack)
@@ -124,13 +135,13 @@ def run_methods(case: Case) -> dict[str, np.ndarray]:
         METHODS[0]: voxels_of(propagate(case.session, case.stack, {largest: masks[largest]}, 0, last).masks,
                               case.stack),
         METHODS[1]: voxels_of(propagate(case.session, case.stack, three, 0, last).masks, case.stack),
-        METHODS[2]: fill_between(seeds, case.session.volume),
+        METHODS[2]: fill_between(seeds),
         METHODS[3]: grow_cut(case, seeds, sorted(three)),
         METHODS[4]: case.on_every_slice(),
     }
 
 
-def fill_between(seeds: np.ndarray, volume: Volume) -> np.ndarray:
+def fill_between(seeds: np.ndarray) -> np.ndarray:
     """Slicer's filter behind "Fill between slices"."""
     import slicer
 
@@ -145,18 +156,16 @@ def grow_cut(case: Case, seeds: np.ndarray, prompted: list[int]) -> np.ndarray:
     import slicer
 
     labels = np.where(seeds, 1, 0).astype(np.uint8)
-    height, axis = len(labels), 0
-    slices = [case.stack.planes[index].insert(np.ones(case.stack.planes[index].shape, bool), case.session.volume)
-              for index in prompted]
-    for patch in slices:
-        block = labels[patch.slices]
+    height = len(labels)
+    for plane in (case.stack.planes[index] for index in prompted):
+        block = labels[plane.insert(np.ones(plane.shape, bool), case.session.volume).slices]
         block[(block == 0) & ~ndimage.binary_dilation(block == 1, iterations=4)] = 2
     margin = max(2, height // 20)
     inside = np.flatnonzero(seeds.any(axis=(1, 2)))
     spread = inside[-1] - inside[0]
     low, high = max(0, inside[0] - spread // 3 - margin), min(height - 1, inside[-1] + spread // 3 + margin)
     for border in (low, high):
-        np.moveaxis(labels, axis, 0)[border][labels[border] == 0] = 2
+        labels[border][labels[border] == 0] = 2
     grow = slicer.vtkImageGrowCutSegment()
     image = case.session.volume.array.astype(np.float32)
     grow.SetIntensityVolume(_vtk_image(image[low:high + 1]))
@@ -169,9 +178,8 @@ def grow_cut(case: Case, seeds: np.ndarray, prompted: list[int]) -> np.ndarray:
 
 def count_interactions(case: Case) -> int:
     """Prompted slices until Dice 0.85 in 3D: the largest one, then always the worst one, propagated anew."""
-    present, last = case.present, len(case.stack) - 1
-    first = int(present[np.argmax([case.slices[index].sum() for index in present])])
-    prompted = {first: case.ask(first)}
+    last = len(case.stack) - 1
+    prompted = {case.largest: case.ask(case.largest)}
     known, changed = None, None
     for count in range(1, MOST_ROUNDS + 1):
         known = propagate(case.session, case.stack, prompted, 0, last, known=known, changed=changed)
@@ -230,8 +238,10 @@ def table(table_path: Path) -> None:
     cases = list(dict.fromkeys((row["volume"], row["structure"], row["slices"]) for row in rows))
     click.echo("| volume | structure | slices | " + " | ".join(METHODS) + " | slices to 0.85 |")
     click.echo("|" + " --- |" * (len(METHODS) + 4))
+    better = 0
     for case in cases:
         own = {row["method"]: row for row in rows if (row["volume"], row["structure"], row["slices"]) == case}
+        better += float(own[METHODS[1]]["dice"]) > float(own[METHODS[2]]["dice"])
         count = int(own[METHODS[0]]["interactions"])
         click.echo("| " + " | ".join([*case, *(f"{float(own[method]['dice']):.2f}" for method in METHODS),
                                       str(count) if count <= MOST_ROUNDS else f"> {MOST_ROUNDS}"]) + " |")
@@ -241,12 +251,7 @@ def table(table_path: Path) -> None:
                           for volume in {row["volume"] for row in rows}]) for method in METHODS]
         click.echo(f"| mean over volumes, {name.replace('_', ' ')} | | | "
                    + " | ".join(f"**{mean:.3f}**" for mean in means) + " | |")
-    better = [float(next(row["dice"] for row in rows if (row["volume"], row["structure"], row["slices"]) == case
-                         and row["method"] == METHODS[1]))
-              - float(next(row["dice"] for row in rows if (row["volume"], row["structure"], row["slices"]) == case
-                           and row["method"] == METHODS[2])) for case in cases]
-    click.echo(f"\nPropagation beats filling between the same three slices on {sum(x > 0 for x in better)} of "
-               f"{len(better)} structures.")
+    click.echo(f"\nPropagation beats filling between the same three slices on {better} of {len(cases)} structures.")
 
 
 @main.command()
@@ -292,7 +297,7 @@ def directions(root: Path, only: tuple[str, ...], seed: int, model: str) -> None
 @click.option("--model", default="segmote-tiny", show_default=True)
 def speed(folder: Path, model: str) -> None:
     """Seconds per slice, memory against the number of slices, prefetch hits, time from Cancel to idle."""
-    case = next(open_cases_of(folder, model))
+    case = next(open_cases(folder.parent, 1, 0, model, (folder.name,)))
     session, stack, process = case.session, case.stack, psutil.Process()
     count = len(stack)
     seconds = {}
@@ -304,7 +309,7 @@ def speed(folder: Path, model: str) -> None:
             session.encode([plane])
         seconds[name] = (time.perf_counter() - started) / count
     memory = []
-    middle = int(case.present[len(case.present) // 2])
+    middle = case.middle
     for reach in (2, max(3, count // 4), count):
         first, last = max(0, middle - reach), min(count - 1, middle + reach)
         started = time.perf_counter()
@@ -314,23 +319,22 @@ def speed(folder: Path, model: str) -> None:
     for name, value in seconds.items():
         click.echo(f"{name}: {1000 * value:.0f} ms per slice")
     click.echo("resident memory: " + ", ".join(f"{value:.0f} MiB after {n} slices" for n, value in memory))
-    click.echo(f"prefetch: {prefetch_hits(case):.0%} of clicks found their slice ready")
-    alone, meanwhile, ready = click_while_prefetching(case)
+    click.echo(f"prefetch: {prefetch_hits(case, model):.0%} of clicks found their slice ready")
+    alone, meanwhile, ready = click_while_prefetching(case, model)
     click.echo(f"click on an encoded slice: {1000 * alone:.0f} ms alone, {1000 * meanwhile:.0f} ms while others are "
                f"prefetched ({meanwhile / alone:.1f} times as long), of which {ready} of {count} were ready by then")
     click.echo(f"cancel to idle: {1000 * cancel_to_idle(case):.0f} ms until the panel is free, "
                f"{1000 * cancel_to_idle(case, thread=True):.0f} ms until the thread has ended")
 
 
-def open_cases_of(folder: Path, model: str) -> Iterator[Case]:
-    """The structures of one volume."""
-    return open_cases(folder.parent, 1, 0, model, (folder.name,))
+def fresh_session(case: Case, model: str) -> Session:
+    """A session on a case's volume that has encoded nothing yet."""
+    return Session(load_predictor(model, "auto", False), case.session.volume, case.session.intensity_range)
 
 
-def prefetch_hits(case: Case, clicks: int = 20, seconds_between: float = 1.0) -> float:
+def prefetch_hits(case: Case, model: str, clicks: int = 20, seconds_between: float = 1.0) -> float:
     """A reader scrolls one to four slices, looks for a second and clicks: how often is the slice encoded?"""
-    rng, jobs = np.random.default_rng(0), Jobs()
-    session = Session(load_predictor("segmote-tiny", "auto", False), case.session.volume, case.session.intensity_range)
+    rng, jobs, session = np.random.default_rng(0), Jobs(), fresh_session(case, model)
     index, hits = len(case.stack) // 2, 0
     for _ in range(clicks):
         index = int(np.clip(index + rng.integers(1, 5) * rng.choice([-1, 1]), 0, len(case.stack) - 1))
@@ -348,10 +352,9 @@ def prefetch_hits(case: Case, clicks: int = 20, seconds_between: float = 1.0) ->
     return hits / clicks
 
 
-def click_while_prefetching(case: Case, clicks: int = 7) -> tuple[float, float, int]:
+def click_while_prefetching(case: Case, model: str, clicks: int = 7) -> tuple[float, float, int]:
     """Median seconds of a click with nothing else to do, and in the middle of prefetching; slices ready at the end."""
-    jobs, session = Jobs(), Session(load_predictor("segmote-tiny", "auto", False), case.session.volume,
-                                    case.session.intensity_range)
+    jobs, session = Jobs(), fresh_session(case, model)
     plane = case.stack.planes[len(case.stack) // 2]
     point = plane.to_ras(np.array([plane.shape[::-1]]) / 2)
     session.predict(plane, positives=point)
@@ -381,7 +384,7 @@ def click_while_prefetching(case: Case, clicks: int = 7) -> tuple[float, float, 
 def cancel_to_idle(case: Case, thread: bool = False) -> float:
     """Seconds from Cancel in the middle of a propagation until jobs are idle, or until the thread has really ended."""
     jobs, running, ended = Jobs(), threading.Event(), threading.Event()
-    middle = int(case.present[len(case.present) // 2])
+    middle = case.middle
 
     def work(job):
         propagate(case.session, case.stack, {middle: case.slices[middle]}, 0, len(case.stack) - 1,

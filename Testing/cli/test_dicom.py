@@ -103,3 +103,16 @@ def test_batch_segments_every_series_and_names_those_that_cannot_be_used(write_b
 def test_a_folder_that_is_itself_a_series_is_a_batch_of_one(write_ball, tmp_path):
     write_ball(tmp_path / "ct")
     assert find_cases(tmp_path / "ct", tmp_path / "out") == {"ct": (tmp_path / "ct", "")}
+
+
+def test_a_series_in_deep_folders_of_long_names_gets_a_name_that_a_file_can_have(write_ball, tmp_path):
+    """Exports are often filed by patient, study and series, in words and UIDs."""
+    for last in ("c", "d"):
+        folder = tmp_path / "in" / ("a" * 100) / ("b" * 100) / (last * 100)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_ball(folder)
+    names = list(find_cases(tmp_path / "in", tmp_path / "out"))
+    assert len(names) == 2
+    for name in names:
+        assert name.startswith("aaaa")
+        (tmp_path / f"{name}.seg.nrrd").touch()

@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 from click.testing import CliRunner
 
+from SegMoTELib.cli.propagate import command as propagate_command
 from SegMoTELib.cli.segment import command
 from SegMoTELib.errors import SegMoTEError
 
@@ -117,5 +118,22 @@ def test_the_volume_itself_is_never_overwritten(volume_path, name):
 def test_a_place_that_cannot_be_written_is_said_before_any_work(volume_path, name, message):
     (volume_path.parent / "taken.seg.nrrd").mkdir()
     with pytest.raises(SegMoTEError, match=message):
-        CliRunner().invoke(command, ["missing.nrrd", "-o", str(volume_path.parent / name), "--point=1,2,3"],
+        CliRunner().invoke(command, [str(volume_path), "-o", str(volume_path.parent / name), "--point=1,2,3"],
                            catch_exceptions=False)
+
+
+def test_an_empty_name_of_a_volume_is_not_the_current_folder(volume_path, monkeypatch):
+    monkeypatch.chdir(volume_path.parent)
+    result = CliRunner().invoke(command, ["", "-o", "out.seg.nrrd", "--point=20,-30,12"])
+    assert result.exit_code == 2
+    assert "'' does not exist" in result.output
+
+
+@pytest.mark.parametrize("one", [command, propagate_command])
+def test_a_name_of_another_encoding_is_refused_before_any_work(volume_path, one):
+    """SimpleITK cannot write it, and would say so in the words of a C++ library."""
+    output = volume_path.with_name("out.seg.nrrd")
+    result = CliRunner().invoke(one, [str(volume_path), "-o", str(output), "--point=20,-30,12", "--name", "caf\udce9"])
+    assert result.exit_code == 2
+    assert "another encoding" in result.output
+    assert not output.exists()

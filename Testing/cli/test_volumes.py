@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -161,8 +162,9 @@ def test_a_volume_that_ends_its_process_does_not_stop_the_others(scan, tmp_path,
     assert "ended from outside" in report["failed"]["b"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no signal that ends one process of several")
-def test_no_process_outlives_a_batch_that_is_ended(scan, tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signal for one process of several")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_neither_a_batch_that_is_ended_nor_its_processes_go_on(scan, tmp_path, how):
     first = scan("in/0.nii.gz")
     for number in range(1, 60):
         shutil.copy(first, first.with_name(f"{number}.nii.gz"))
@@ -172,10 +174,12 @@ def test_no_process_outlives_a_batch_that_is_ended(scan, tmp_path):
             assert running.poll() is None
             time.sleep(0.05)
         workers = psutil.Process(running.pid).children()
-        running.terminate()
-        running.wait(10)
+        done = len(list(first.parent.glob("segmentations/*.seg.nrrd")))
+        running.send_signal(how)
+        running.wait(20)
     assert workers
     assert psutil.wait_procs(workers, timeout=20)[1] == []
+    assert len(list(first.parent.glob("segmentations/*.seg.nrrd"))) <= done + 1
 
 
 def test_a_link_that_leads_back_and_a_macs_shadow_files_are_no_volumes(scan, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from SegMoTELib.data.curate import Curation, curate
 from SegMoTELib.data.grey_levels import to_8_bit
-from SegMoTELib.data.items import BadFile, Item, group_from_name
+from SegMoTELib.data.items import BadFile, Item
 from SegMoTELib.data.pack import open_pack, open_packs
 from SegMoTELib.data.readers.common import indexed_labels
 from SegMoTELib.data.sources import open_sources
@@ -96,6 +96,34 @@ def test_a_label_in_a_jpeg_is_refused(a_pair):
     items, bad = read(folder)
     assert items == {}
     assert "export them as PNG" in bad["a.jpg"]
+
+
+@pytest.mark.parametrize("change", ["compressed", "resized"])
+@pytest.mark.parametrize("labels", [{}, {"1": "blob"}, {"255": "blob"}])
+def test_a_mask_of_shades_of_grey_is_refused_and_not_taken_for_a_hundred_labels(a_pair, change, labels):
+    folder = a_pair("a")
+    mask = Image.open(folder / "labels" / "a.png").point(lambda value: 255 * value)
+    if change == "compressed":
+        mask.save(folder / "a.jpg", quality=75)
+        mask = Image.open(folder / "a.jpg").copy()
+        (folder / "a.jpg").unlink()
+    else:
+        mask = mask.resize((48, 48), Image.Resampling.BILINEAR).resize((96, 96), Image.Resampling.BILINEAR)
+    mask.save(folder / "labels" / "a.png")
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    items, bad = read(folder)
+    assert items == {}
+    assert "shades of grey" in bad["a.png"]
+
+
+def test_many_small_labels_are_no_shades_of_grey(a_pair, write_png):
+    folder = a_pair("a")
+    rows, columns = np.indices((96, 96))
+    label = np.where((rows % 6 < 2) & (columns % 6 < 2), rows // 6 * 16 + columns // 6, 0).astype(np.uint8)
+    write_png(folder / "labels" / "a.png", label)
+    items, bad = read(folder)
+    assert bad == {}
+    assert np.array_equal(items["a"].label, label)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -206,22 +234,6 @@ def test_names_of_any_script_are_kept_and_tell_volumes_apart(a_pair, tmp_path):
     assert items["患者1_1"].group == items["患者1_2"].group != items["患者2_1"].group
     run(folder, output=tmp_path / "out")
     assert open_packs([tmp_path / "out"])[0].info["n_images"] == 5
-
-
-@pytest.mark.parametrize(("name", "group"), [
-    ("ABD_001_100", "ABD_001"), ("patient000_slice03", "patient000"), ("patient001_frame01_slice_03", "patient001"),
-    ("p7-Img0012", "p7"), ("p7/slice003", "p7"), ("p7_z012", "p7"), ("scan_z012", "scan"),
-    ("ISIC_0012092", "ISIC_0012092"), ("slice03", "slice03")])
-def test_slices_are_told_by_their_names(name, group):
-    assert group_from_name(name) == group
-
-
-def test_a_pack_whose_patients_are_numbers_from_0_keeps_them_together(a_pack, tmp_path):
-    folder = a_pack(train=[1, 3], test=[2, 4], info={"groups": {"p1": 0, "p2": 0, "p3": 1, "p4": 2}})
-    found = run(folder, output=tmp_path / "out")
-    assert {record.name: record.group for record in found.records} == {
-        "p1": "blobs/0", "p2": "blobs/0", "p3": "blobs/1", "p4": "blobs/2"}
-    assert [record.name for record in found.records if record.refusal] == ["p1"]
 
 
 def test_a_pack_names_what_it_lists_twice_or_not_at_all(a_pack):

@@ -57,6 +57,15 @@ def test_a_full_mask_is_rejected(a_picture):
     assert kinds(image, np.ones_like(mask)) == {"full mask"}
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_inverted_mask_is_rejected_and_one_at_the_edge_is_not_taken_for_it(a_picture, seed):
+    image, mask = a_picture(seed)
+    assert "inverted mask" in kinds(image, ~mask)
+    rows = np.flatnonzero(mask.any(axis=1))
+    cut = np.s_[rows[0] + 5:rows[-1] - 4]  # the object touches two sides
+    assert "inverted mask" not in kinds(image[cut], mask[cut])
+
+
 def test_a_dot_is_rejected(a_picture):
     image, mask = a_picture()
     dot = np.zeros_like(mask)

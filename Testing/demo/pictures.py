@@ -22,6 +22,7 @@ from Testing.demo.studio import Studio, save, stacked  # noqa: E402
 
 ORANGE, BLUE, GREEN = (0.95, 0.6, 0.2), (0.35, 0.65, 0.95), (0.45, 0.8, 0.45)
 HINDBRAIN = (130.0, (0.0, -48.0, -28.0))  # field of view in mm, middle
+CEREBELLUM = (150.0, (0.0, -45.0, -10.0))
 VENTRICLES = (110.0, (0.0, -8.0, 22.0))
 SAGITTAL = 1  # in the panel's list of views
 BRAINSTEM_SLICES = (88, 111)
@@ -44,13 +45,13 @@ def first_clicks(studio: Studio, folder: Path) -> None:
 
 def exclude(studio: Studio, folder: Path) -> None:
     """A click that leaks, and where to exclude."""
-    studio.look((0, -24, -34), *HINDBRAIN)
-    studio.click("addPoint", "Red", (0, -24, -34))
-    studio.rename("pons", GREEN)
-    studio.only("pons")
-    before = studio.image("Red")
-    studio.click("excludePoint", "Red", (0, -52, -34))
-    save(stacked([[before, studio.image("Red")]]), folder / "exclude.png")
+    studio.look((0, -50, -20), *CEREBELLUM)
+    studio.click("addPoint", "Yellow", (0, -62, -36))
+    studio.rename("posterior lobe", BLUE)
+    studio.only("posterior lobe")
+    before = studio.image("Yellow")
+    studio.click("excludePoint", "Yellow", (0, -46, -18))
+    save(stacked([[before, studio.image("Yellow")]]), folder / "exclude.png")
     studio.press("removeSegment")
 
 

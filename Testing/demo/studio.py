@@ -11,7 +11,6 @@ import numpy as np
 import slicer
 from PySide6 import QtCore, QtGui, QtTest
 
-from SegMoTELib.mrml.volumes import view_along
 from Testing.demo.views import SliceView, ThreeDView
 from Testing.slicer_stub import start_scene
 from Testing.slicer_stub.application import volume_node
@@ -50,7 +49,8 @@ class Studio:
         """Bring all slices to a position; ``field`` millimetres wide around ``middle``, by default the whole volume."""
         self.field = field
         for name, node in self.nodes.items():
-            matrix = view_along(self.node, ORIENTATIONS[name])
+            node.SetOrientation(ORIENTATIONS[name].capitalize())
+            matrix = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())
             normal = matrix[:3, 2]
             center = np.array(self.middle if middle is None else middle, float)
             matrix[:3, 3] = center + normal * (normal @ (np.asarray(ras, float) - center))

@@ -20,6 +20,11 @@ def pages() -> list[Path]:
                                               if "_build" not in page.parts and "_api" not in page.parts)
 
 
+def figures() -> list[Path]:
+    """The pages of measured figures, which take hours: nothing on them is run."""
+    return sorted((ROOT / "Testing" / "benchmarks").glob("*.md"))
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced block: where it stands, its language, the other words of its info string, and what is in it."""

@@ -13,7 +13,7 @@ import pytest
 
 from SegMoTELib import cli
 from SegMoTELib.interaction import embeddings
-from Testing.docs.pages import DIRECTIVE, LANGUAGES, ROOT, blocks, pages
+from Testing.docs.pages import DIRECTIVE, LANGUAGES, ROOT, blocks, figures, pages
 
 # What stands under "not-run", and why. A command that is not here must run.
 NOT_RUN = {
@@ -133,7 +133,7 @@ def test_segmote_runs_as_a_program_of_its_own(workspace):
 
 
 def test_every_block_says_what_it_is():
-    for page in pages():
+    for page in pages() + figures():
         for block in blocks(page):
             assert block.language in LANGUAGES or DIRECTIVE.fullmatch(block.language), block.where
             assert all(word == "not-run" or word.startswith("file=") for word in block.words), block.where

@@ -12,11 +12,11 @@ import yaml
 
 from SegMoTELib import __version__
 from SegMoTELib.cli import COMMANDS, group
-from Testing.docs.pages import INLINE, LINK, ROOT, blocks, pages, prose, slug
+from Testing.docs.pages import INLINE, LINK, ROOT, blocks, figures, pages, prose, slug
 
 PICTURES = ROOT / "Resources" / "Screenshots"
 LARGEST, LARGEST_TOGETHER = 200_000, 1_500_000  # bytes
-NAMES = [str(page.relative_to(ROOT)) for page in pages()]
+NAMES = [str(page.relative_to(ROOT)) for page in pages() + figures()]
 
 
 def anchors(page):

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from SegMoTELib.data.pack import open_packs
@@ -200,6 +201,20 @@ def test_sheet_shows_best_median_and_worst_of_every_mode(tmp_path, make_pack, pr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.format == "PNG"
         assert sheet.width > 800
+
+
+def test_a_photograph_that_is_stored_turned_is_upright_on_the_sheet(tmp_path, make_pack, predictor, monkeypatch):
+    folder = make_pack(tmp_path / "shapes", images=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(folder / "images" / "case0.png") as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(folder / "images" / "case0.jpg", exif=exif)
+    (folder / "images" / "case0.png").unlink()
+    pictures = evaluate(open_packs([folder]), predictor, baselines=False).pictures
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    write_sheet(tmp_path / "sheet.png", pictures)
+    assert {axis.images[0].get_array().shape for axis in drawn} == {(64, 72)}
 
 
 def test_names_on_the_sheet_are_no_formulas(tmp_path, make_pack, predictor):

@@ -92,3 +92,11 @@ def test_sources_that_name_no_label_are_passed_over(label):
 def test_auto_targets_absent_from_an_image_are_left_out(label):
     label[label == 1] = 0
     assert find_auto_targets(label, make_pack("set_a"), (Offer("liver", "CT", "set_a:1"),)) == []
+
+
+def test_an_empty_instance_map_is_as_good_as_none():
+    label = np.zeros((20, 20), np.uint8)
+    label[2:8, 2:8] = 1
+    targets, skipped = find_targets(label, {1: "nucleus"}, np.zeros((20, 20), np.int32), (0, 0))
+    assert [target.name for target in targets] == ["nucleus"]
+    assert skipped == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
@@ -39,6 +40,16 @@ def make_volume(directions: np.ndarray, spacing: tuple, side: float = 60.0) -> V
     ras = np.stack([i, j, k], axis=-1) @ matrix[:3, :3].T + matrix[:3, 3]
     inside = np.linalg.norm(ras - CENTER, axis=-1) <= RADIUS
     return Volume(np.where(inside, 200, 50).astype(np.int16), matrix, "CT", "ball")
+
+
+def save_volume(volume: Volume, path) -> None:
+    """Write a volume by SimpleITK's own conventions (LPS)."""
+    image = sitk.GetImageFromArray(volume.array)
+    lps = np.diag([-1.0, -1, 1, 1]) @ volume.ijk_to_ras
+    image.SetSpacing(volume.spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / volume.spacing).ravel().tolist())
+    sitk.WriteImage(image, str(path))
 
 
 @pytest.fixture(params=[(d, s) for d in DIRECTIONS for s in SPACINGS], ids=lambda p: f"{p[0]}, {p[1]}")

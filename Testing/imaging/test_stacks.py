@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from SegMoTELib.errors import VolumeError
-from SegMoTELib.imaging.planes import SlicePlane
+from SegMoTELib.imaging.planes import LARGEST_SIDE, SlicePlane
 from SegMoTELib.imaging.stacks import PlaneStack
 from SegMoTELib.imaging.volume import Volume
 
@@ -47,6 +47,22 @@ def test_pixels_of_a_tilted_stack_lie_over_each_other_and_cover_the_volume(volum
         filled[patch.slices] += patch.array
     assert filled.max() == 1  # no voxel twice
     assert (filled[1:-1, 1:-1, 1:-1] == 1).all()  # and no holes
+
+
+@pytest.mark.parametrize("spacing", [(0.01, 1, 1), (0.001, 1, 10), (0.02, 0.02, 5)])
+def test_slices_of_a_thin_slab_are_not_larger_together_than_one_may_be(spacing):
+    volume = Volume(np.zeros((20, 300, 300), np.uint8), np.diag([*spacing, 1.0]))
+    view = np.eye(4)
+    view[:3, :3] = BASIS @ TILT[:3, :3] @ BASIS
+    stack = PlaneStack.parallel_to(volume, view)
+    assert max(stack.planes[0].shape) <= LARGEST_SIDE
+    first, last = stack.planes[0], stack.planes[-1]
+    assert first.shape == last.shape
+    np.testing.assert_array_equal(first.pixel_to_ras[:3, :3], last.pixel_to_ras[:3, :3])
+    corners = volume.to_ras(np.array([[i, j, k] for i in (0, 299) for j in (0, 299) for k in (0, 19)]))
+    pixels = first.to_pixels(corners) / (np.array(first.shape[::-1]) - 1)
+    assert pixels.min() > -0.02  # all of the volume is on them
+    assert pixels.max() < 1.02
 
 
 def test_a_point_beyond_the_slices_is_refused(volume):

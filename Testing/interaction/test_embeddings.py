@@ -194,7 +194,7 @@ def test_a_full_disk_is_told_once_and_does_not_stop_the_work(folder, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("SegMoTELib.interaction.embeddings.save_file", full)
+    monkeypatch.setattr("SegMoTELib.interaction.embeddings.save", full)
     assert fill(EmbeddingCache(10_000), "a") == ["a"]
     cache = EmbeddingCache(10_000, folder.path)
     assert fill(cache, "a", "b", "a") == ["a", "b"]

@@ -96,3 +96,12 @@ def image(scene, truth):
     node.SetOrigin(-30, -26, -25)
     node.CreateDefaultDisplayNodes()
     return node
+
+
+@pytest.fixture
+def bright(monkeypatch):
+    """Auto answers with what is bright: the bundled model's own targets are not in this volume."""
+    from SegMoTELib.interaction.session import Session
+
+    monkeypatch.setattr(Session, "auto_logits", lambda self, plane, name: (
+        (self.image_on(plane)[..., 0].astype(np.float32) - 140) / 10, 0.9))

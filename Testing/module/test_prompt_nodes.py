@@ -270,3 +270,191 @@ def test_the_users_own_way_of_placing_is_given_back(ready):
     assert node.GetPlaceModePersistence() == 1
     ready.ui.addPointButton.click()
     assert node.GetPlaceModePersistence() == before
+
+
+def points(panel):
+    """How many points the selected segment has."""
+    return sum(node.GetNumberOfControlPoints() for node in markups("FiducialNode"))
+
+
+def click_without_waiting(ras):
+    """Place a point in the Red view, the other views being elsewhere."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        node.JumpSliceByOffsetting(*(np.array(ras, float) + (0 if node.GetName() == "Red" else 40)))
+    slicer.mrmlScene.GetNodeByID(interaction()[1].GetActivePlaceNodeID()).AddControlPointWorld(ras)
+
+
+@pytest.mark.parametrize("why", ["outside the volume", "still computed"])
+def test_undo_takes_back_just_a_prompt_that_has_no_answer(ready, why):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    before = mask(ready)
+    if why == "still computed":
+        click_without_waiting((3.0, 0.0, 5.0))
+    else:
+        place(ready, (500, 0, 0))
+    ready.ui.undoButton.click()
+    wait(ready)
+    np.testing.assert_array_equal(mask(ready), before)
+    assert points(ready) == 1
+    ready.ui.undoButton.click()
+    assert not mask(ready).any()
+    assert points(ready) == 0
+
+
+def test_the_prompts_of_a_locked_segment_are_not_cleared(ready):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    logic.SetSegmentStatus(ready.target.segmentation.GetSegmentation().GetSegment(ready.target.segment_id),
+                           logic.Completed)
+    ready.ui.clearButton.click()
+    assert "locked" in ready.ui.statusLabel.text
+    assert points(ready) == 1
+
+
+@pytest.fixture
+def reopened(ready, module, image):
+    """Function: the panel as a loaded scene finds it, with a segment selected."""
+    panels = []
+
+    def reopen(target):
+        ready.cleanup()
+        panel = module.SegMoTEWidget()
+        panels.append(panel)
+        panel.setup()
+        panel.enter()
+        panel.ui.mappingComboBox.setCurrentIndex(1)
+        panel.ui.volumeSelector.setCurrentNode(image)
+        panel.ui.segmentationSelector.setCurrentNode(target.segmentation)
+        panel.selectSegment(target.segment_id)
+        return panel
+
+    yield reopen
+    for panel in panels:
+        panel.cleanup()
+
+
+def test_next_object_removes_the_prompts_of_a_loaded_scene(ready, reopened):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    panel = reopened(ready.target)
+    panel.ui.nextObjectButton.click()
+    assert markups() == []
+
+
+def test_selecting_a_segment_of_a_loaded_scene_shows_its_prompts_alone(ready, reopened):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    first = ready.target
+    ready.ui.addSegmentButton.click()
+    place(ready, (0, 0, 5))
+    panel = reopened(first)
+    shown = {node.GetAttribute("SegMoTE.Segment"): bool(node.GetDisplayVisibility()) for node in markups()}
+    assert shown.pop(first.segment_id)
+    assert list(shown.values()) == [False]
+    assert panel.logic._segmenter is None  # nothing was loaded for it
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_propagate_waits_for_the_click_before_it(ready, reopened, loaded):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    panel = reopened(ready.target) if loaded else ready
+    panel.ui.addPointButton.setChecked(True)
+    wait(panel)
+    click_without_waiting((0.0, 0.0, 10.0))
+    panel.ui.rangeWidget.setValues(6, 10)  # both slices, which the Red view counts from the head
+    panel.ui.bothWaysButton.click()
+    wait(panel)
+    assert panel.ui.statusLabel.text.startswith("Propagated")
+    assert np.flatnonzero(mask(panel).any(axis=(1, 2))).tolist() == [10, 11, 12, 13, 14]
+    assert [len(one.positives) for one in prompts(panel).on_planes()[0]] == [1, 1]
+
+
+def test_auto_keeps_the_slices_of_a_loaded_scenes_prompts(ready, reopened, bright):
+    ready.ui.autoButton.click()
+    wait(ready)
+    target = ready.target
+    ready.ui.clearButton.click()
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 5))
+    ready.ui.excludePointButton.click()
+    place(ready, (9, 0, 5))
+    prompted = mask(ready)[12]
+    panel = reopened(target)
+    red = slicer.util.getNode("Red")
+    red.JumpSliceByOffsetting(0, 0, 5)
+    panel.ui.autoButton.click()
+    wait(panel)
+    np.testing.assert_array_equal(mask(panel)[12], prompted)
+    red.JumpSliceByOffsetting(0, 0, 10)
+    panel.ui.autoButton.click()
+    wait(panel)
+    assert mask(panel)[14].any()
+
+
+def test_hardening_the_transform_of_volume_and_segmentation_keeps_corrections_and_undo_exact(ready, scene, image):
+    under(scene, image, (0, 12, 0))
+    ready.ui.addPointButton.click()
+    place(ready, (0, 12, 0))
+    before = mask(ready)
+    ready.target.segmentation.HardenTransform()
+    image.HardenTransform()
+    ready.ui.excludePointButton.click()
+    place(ready, (9, 12, 0))
+    assert 0 < mask(ready).sum() < before.sum()
+    assert not mask(ready)[10, 26, 39]
+    ready.ui.undoButton.click()
+    np.testing.assert_array_equal(mask(ready), before)
+    ready.ui.undoButton.click()
+    assert not mask(ready).any()
+    ready.ui.redoButton.click()
+    np.testing.assert_array_equal(mask(ready), before)
+
+
+def test_a_box_that_is_being_drawn_is_not_saved(ready):
+    ready.ui.boxButton.click()
+    assert [node.GetSaveWithScene() for node in markups("ROINode")] == [0]
+    draw_box(ready, LOW, HIGH)
+    assert [node.GetSaveWithScene() for node in markups("ROINode")] == [1]
+
+
+@pytest.mark.parametrize("gone", ["segment", "list"])
+def test_the_tool_is_released_when_what_it_places_into_was_deleted_elsewhere(ready, scene, gone):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    if gone == "segment":
+        ready.target.segmentation.GetSegmentation().RemoveSegment(ready.target.segment_id)
+        ready.onSegmentSelected()  # the table says so
+    else:
+        scene.RemoveNode(scene.GetNodeByID(interaction()[1].GetActivePlaceNodeID()))
+    assert not ready.ui.addPointButton.checked
+    assert interaction()[0].GetCurrentInteractionMode() != slicer.vtkMRMLInteractionNode.Place
+
+
+def test_dragging_a_point_of_a_loaded_scene_moves_its_mask_before_any_tool_was_pressed(ready, reopened):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    panel = reopened(ready.target)
+    (node,) = markups("FiducialNode")
+    node.SetNthControlPointPosition(0, 0, 0, 5)
+    node.InvokeEvent(slicer.vtkMRMLMarkupsNode.PointEndInteractionEvent)
+    wait(panel)
+    assert np.flatnonzero(mask(panel).any(axis=(1, 2))).tolist() == [12]
+    panel.ui.undoButton.click()
+    assert np.flatnonzero(mask(panel).any(axis=(1, 2))).tolist() == [10]
+
+
+@pytest.mark.parametrize("end", ["scene", "panel"])
+def test_prompts_of_a_loaded_scene_are_watched_until_the_scene_or_the_panel_is_closed(ready, reopened, scene, end):
+    ready.ui.addPointButton.click()
+    place(ready, (0, 0, 0))
+    panel = reopened(ready.target)
+    (node,) = markups("FiducialNode")
+    if end == "scene":
+        scene.Clear(False)
+    else:
+        panel.cleanup()
+        node.RemoveNthControlPoint(0)
+    assert panel.logic._segmenter is None  # which a change asks for

@@ -9,7 +9,8 @@ slicer = pytest.importorskip("slicer")
 
 from SegMoTELib.errors import PromptError, VolumeError  # noqa: E402
 from SegMoTELib.imaging.planes import SlicePlane  # noqa: E402
-from SegMoTELib.mrml.prompts import NEGATIVE, POSITIVE, PromptSet  # noqa: E402
+from SegMoTELib.mrml.markups import NEGATIVE, POSITIVE, has_prompts  # noqa: E402
+from SegMoTELib.mrml.prompts import PromptSet  # noqa: E402
 from SegMoTELib.mrml.target import Target  # noqa: E402
 from SegMoTELib.mrml.volumes import volume_of, world_to_volume  # noqa: E402
 
@@ -122,7 +123,7 @@ def test_points_without_a_position_do_not_count(prompts, volume):
     node = prompts.node(POSITIVE)
     node.AddControlPoint(world(volume, (10, 10, 6)).tolist())
     node.UnsetNthControlPointPosition(0)
-    assert prompts.is_empty()
+    assert not has_prompts(prompts.scene, prompts.target)
     assert prompts.on_planes() == ([], [])
 
 
@@ -154,7 +155,7 @@ def test_a_snapshot_brings_every_prompt_back(prompts, volume):
     before = {plane.content() for plane in prompts.on_planes()[0]}
     snapshot = prompts.snapshot()
     prompts.clear()
-    assert prompts.is_empty()
+    assert not has_prompts(prompts.scene, prompts.target)
     prompts.restore(snapshot)
     assert {plane.content() for plane in prompts.on_planes()[0]} == before
 
@@ -193,7 +194,7 @@ def test_prompts_of_two_segments_are_two_sets(scene, segmentation, prompts, volu
     other.add_point(world(volume, (10, 10, 6)), False, AXIAL)
     other.clear()
     assert len(prompts.on_planes()[0]) == 1
-    assert other.is_empty()
+    assert not has_prompts(other.scene, other.target)
     assert prompts.node(POSITIVE).GetName() == "kidney points"
     assert prompts.node(NEGATIVE) is not other.node(NEGATIVE)
 

@@ -217,7 +217,10 @@ def test_a_scene_closed_at_any_moment_leaves_nothing_running(scene, segmenter, r
     scene.Clear(0)
     segmenter.jobs.deliver(0.3)  # what was in flight finds no scene
     assert not segmenter.jobs.busy()
-    assert not [thread for thread in threading.enumerate() if "segmote" in thread.name.lower() and thread.is_alive()]
+    for thread in threading.enumerate():
+        if "segmote" in thread.name.lower():
+            thread.join(timeout=20)
+            assert not thread.is_alive()
     assert slicer_nodes(scene) == []
 
 
@@ -241,6 +244,22 @@ def test_a_prompt_on_a_propagated_slice_corrects_what_is_there(segmenter, runs, 
     before = mask(target)[12]
     click(segmenter, target, 28, 30, 12)
     assert dice(mask(target)[12], before) > 0.8
+
+
+def test_an_excluded_point_alone_corrects_a_propagated_slice(segmenter, runs, target, stack, told):
+    click(segmenter, target, 28, 30, 10)
+    runs.propagate(target, stack, 0, len(stack) - 1)
+    segmenter.jobs.finish()
+    before = mask(target)
+    assert before[12, 30, 36]
+    for i, sentences in ((36, len(told)), (35, len(told))):  # the second corrects the first's answer
+        click(segmenter, target, i, 30, 12, positive=False)
+        assert len(told) == sentences
+        assert mask(target)[12].any()
+        assert not mask(target)[12, 30, i]
+    assert segmenter.undo()
+    assert segmenter.undo()
+    np.testing.assert_array_equal(mask(target), before)
 
 
 def test_other_content_of_the_segment_stays(segmenter, runs, target, stack):

@@ -10,7 +10,7 @@ slicer = pytest.importorskip("slicer")
 from SegMoTELib.errors import SegmentError, VolumeError  # noqa: E402
 from SegMoTELib.imaging.planes import MaskPatch, SlicePlane  # noqa: E402
 from SegMoTELib.interaction.predictor import Predictor  # noqa: E402
-from SegMoTELib.mrml.prompts import POSITIVE  # noqa: E402
+from SegMoTELib.mrml.markups import POSITIVE  # noqa: E402
 from SegMoTELib.mrml.segmenter import SceneSegmenter  # noqa: E402
 from SegMoTELib.mrml.segments import Change, prepare_segmentation, segment_mask  # noqa: E402
 from SegMoTELib.mrml.target import Target  # noqa: E402

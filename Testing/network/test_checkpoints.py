@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import stat
 import struct
 from pathlib import Path
 
@@ -108,6 +109,17 @@ def test_a_native_file_is_recognised_whatever_the_length_of_its_header(tmp_path,
     save_checkpoint(model, path, {"filler": "x" * steps})
     assert wanted(struct.unpack("<Q", path.read_bytes()[:8])[0])
     assert load_checkpoint(path).config == small_sam_config
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the user's files by other means")
+def test_weights_are_readable_for_whom_the_user_lets_read_new_files(small_sam_config, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(build_model(small_sam_config), tmp_path / "weights.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "weights.safetensors").stat().st_mode) == 0o640
+    assert len(os.listdir(tmp_path)) == 1
 
 
 def test_only_finite_weights_and_only_safetensors_are_written(small_sam_config, tmp_path):

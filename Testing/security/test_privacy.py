@@ -162,7 +162,9 @@ def test_a_key_that_is_no_hash_is_not_made_a_file(folder, key):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows keeps the user's folders by other means")
-def test_a_result_being_written_is_the_users_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("umask", "expected"), [(0o077, 0o600), (0o027, 0o640), (0o002, 0o664)])
+def test_a_result_is_readable_for_whom_the_user_lets_read_new_files_also_while_it_is_written(
+        tmp_path, monkeypatch, umask, expected):
     modes = []
     real = sitk.WriteImage
 
@@ -171,10 +173,18 @@ def test_a_result_being_written_is_the_users_alone(tmp_path, monkeypatch):
         real(image, path, **options)
 
     monkeypatch.setattr(files.sitk, "WriteImage", write)
-    volume = Volume(np.zeros((2, 3, 4), np.int16), np.eye(4))
-    before = os.umask(0)
+    volume, path = Volume(np.zeros((2, 3, 4), np.int16), np.eye(4)), tmp_path / "out.seg.nrrd"
+    before = os.umask(umask)
     try:
-        write_segmentation(tmp_path / "out.seg.nrrd", volume, [NamedMask("a", (1, 2, 3), np.ones((2, 3, 4), bool))])
+        write_segmentation(path, volume, [NamedMask("a", (1, 2, 3), np.ones((2, 3, 4), bool))])
     finally:
         os.umask(before)
-    assert modes == [0o600]
+    assert [*modes, stat.S_IMODE(path.stat().st_mode)] == [expected, expected]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the user's folders by other means")
+def test_a_result_in_the_place_of_a_private_file_stays_private(tmp_path):
+    volume, path = Volume(np.zeros((2, 3, 4), np.int16), np.eye(4)), tmp_path / "out.seg.nrrd"
+    path.touch(0o600)
+    write_segmentation(path, volume, [NamedMask("a", (1, 2, 3), np.ones((2, 3, 4), bool))])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from SegMoTELib.data.pack import open_packs
@@ -122,6 +123,46 @@ def test_masks_too_small_are_left_out_of_validation(a_config, a_pack, tmp_path, 
     for item, seed in asked:  # the same draws as if nothing had been left out
         assert item.found
         assert np.array_equal(item.image, data.item(np.random.default_rng([7, seed]), augment=False).image)
+
+
+def test_masks_too_small_to_be_seen_do_not_teach_that_the_whole_image_is_meant(a_config, a_pack, tmp_path, caplog):
+    Trainer(a_config, tmp_path / "base").run(stop_after=1, progress=False)
+    for index in range(4):
+        give(a_pack, "labels", f"case{index}", TINY)
+    start = str(tmp_path / "base" / "model.safetensors")
+    trainer = Trainer(replace(a_config, stage="adapt", start=start, model={}), tmp_path / "run")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.run(stop_after=3, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    assert [record.message[:50] for record in caplog.records] == ["none of a step's targets has 12 pixels at size 64,"]
+
+
+def test_a_loss_of_nothing_has_a_gradient_for_other_processes_wait_for_one(a_config, a_pack, tmp_path):
+    Trainer(a_config, tmp_path / "base").run(stop_after=1, progress=False)
+    for index in range(4):
+        give(a_pack, "labels", f"case{index}", TINY)
+    start = str(tmp_path / "base" / "model.safetensors")
+    for change in ({}, {"targets_only": True}):
+        trainer = Trainer(replace(a_config, stage="adapt", start=start, model={}, **change), tmp_path / "run")
+        (_, batch), = trainer._next_batches()
+        loss, _ = trainer._wrapped()(batch, 1)
+        loss.backward()
+        assert loss == 0
+        assert any(weight.grad is not None and not weight.grad.any() for weight in trainer.optimised)
+
+
+def test_a_target_beside_one_too_small_is_learned_at_its_share(a_config, a_pack, tmp_path):
+    trainer = Trainer(replace(a_config, dense_weight=0.0, model={**a_config.model, "image_size": 64}), tmp_path / "run")
+    (_, batch), = trainer._next_batches()
+    whole, _ = trainer._wrapped()(batch, 1)
+    assert batch.found.all()
+    batch.found[:] = False
+    parts = []
+    for index in range(len(batch.found)):
+        batch.found[index] = True
+        parts.append(float(trainer._wrapped()(batch, 1)[0].detach()))
+        batch.found[index] = False
+    assert float(whole.detach()) == pytest.approx(sum(parts), rel=1e-4)
 
 
 def test_images_without_a_label_are_told_from_no_images(a_config, a_pack, tmp_path):

@@ -376,6 +376,16 @@ def test_one_image_is_learned_with_box_click_and_auto(a_config, a_pack, tmp_path
     *(("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\n"
        f"auto_targets: [{{name: a, sources: {sources}}}]", "sources must be like")
       for sources in ("shapes", "[shapes]", '["shapes:disk"]', '["shapes:1", ":1"]', "[{shapes: 1}]", "5", "null")),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, step: 1, batch: 1}]", "unknown settings step of a phase"),
+    ("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1}]", "batch of a phase must be given"),
+    ("data: [x]\nphases: [{size: 64, steps: 1, batch: 1}]", "stage must be given"),
+    ("stage: base\ndata: [x]\nphases: {size: 64, steps: 1, batch: 1}", "phases must be a list"),
+    *(("stage: base\ndata: [x]\nphases: [{size: 64, steps: 1, batch: 1}]\n" + line, message) for line, message in (
+        ("auto_targets: [disk]", "pairs where 'disk' stands"), ("auto_targets: [{nam: a}]", "settings nam of an auto"),
+        ("auto_targets: [{name: 3}]", "name must be a text"), ("start: 3", "start must be a text"),
+        ("clip_norm: 0", "clip_norm must be greater than 0"), ("learning_rate: 0", "greater than 0"),
+        ("average: 2", "from 0 to 1"), ("emphasis: [a]", "emphasis must be"))),
+    ("stage: base\ndata: 5\nphases: [{size: 64, steps: 1, batch: 1}]", "must name folders"),
     ("stage: base\ndata: [[x]]\nphases: [{size: 64, steps: 1, batch: 1}]", "must name folders"),
 ])
 def test_a_broken_config_is_explained(tmp_path, text, message):

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+import stat
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import requests
 
 from SegMoTELib.errors import CancelledError, ModelError
 from SegMoTELib.zoo.download import BLOCK, fetch
-from SegMoTELib.zoo.store import find, verify
+from SegMoTELib.zoo.store import add, find, verify
 
 from .conftest import CONTENT, CUT
 
 
 def leftovers(folder):
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_weights_are_fetched_verified_and_recorded(host, entry, tmp_path):
@@ -29,6 +33,19 @@ def test_weights_are_fetched_verified_and_recorded(host, entry, tmp_path):
     assert seen[-1] == (len(CONTENT), len(CONTENT))
     assert seen == sorted(seen)
     assert leftovers(tmp_path) == [".test.pth.json", "test.pth"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps the user's files by other means")
+def test_weights_are_readable_for_whom_the_user_lets_read_new_files(host, entry, tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = fetch(entry, folder=tmp_path)
+        (tmp_path / "mine.pth").write_bytes(b"")
+        add(tmp_path / "mine.pth", "another", tmp_path)
+    finally:
+        os.umask(before)
+    assert {one.name: stat.S_IMODE(one.stat().st_mode) for one in (path, tmp_path / "another.pth")} == {
+        "test.pth": 0o640, "another.pth": 0o640}
 
 
 def test_what_is_there_is_not_fetched_again(host, entry, tmp_path):
@@ -56,6 +73,23 @@ def test_a_host_that_keeps_breaking_off_leaves_what_came_for_the_next_time(host,
     host.fault = ""
     assert fetch(entry, folder=tmp_path).read_bytes() == CONTENT
     assert host.asked[-1] == CUT // BLOCK * BLOCK
+
+
+@pytest.mark.skipif(not hasattr(os, "setresuid") or os.geteuid() != 0, reason="only the administrator can be two users")
+def test_what_a_colleague_began_does_not_keep_others_out_of_a_folder_that_they_share(host, entry):
+    """What one user leaves there can be read by all, but written by nobody else."""
+    host.fault = "always cut"
+    with tempfile.TemporaryDirectory() as name:
+        shared = Path(name)
+        shared.chmod(0o777)
+        with pytest.raises(ModelError, match="place it at"):
+            fetch(entry, folder=shared)
+        host.fault = ""
+        os.setresuid(12345, 12345, 0)
+        try:
+            assert fetch(entry, folder=shared).read_bytes() == CONTENT
+        finally:
+            os.setresuid(0, 0, 0)
 
 
 @pytest.mark.parametrize("fault", ["nothing", "page after a mark"])

@@ -11,10 +11,13 @@ import numpy as np
 
 from SegMoTELib.data.grey_levels import as_grey_or_rgb
 from SegMoTELib.data.items import Item, Reference, index_map
+from SegMoTELib.data.pack import licence_of
 from SegMoTELib.data.volumes import Raster, check_same_grid, labelled_slices, read_raster
 from SegMoTELib.errors import DataError
 
 DESCRIPTION = "dataset.json"
+SPLITS = {"test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val", "train": "train",
+          "training": "train"}  # names -> ours, the strictest first
 CARRIED = ("name", "source", "licence", "licence_verified", "licence_note", "caveat", "note_split", "reference",
            "description", "release")
 
@@ -41,11 +44,6 @@ def carried_info(description: dict, folder: Path) -> dict:
     """Return the parts of a description that go along with the data."""
     info = {key: description[key] for key in CARRIED if description.get(key) not in (None, "")}
     return {"name": folder.name, "source": folder.name} | info | {"licence": licence_of(description)}
-
-
-def licence_of(description: dict) -> str:
-    """Return the licence that a description states under either spelling, or "not stated"."""
-    return str(description.get("licence") or description.get("license") or "not stated")
 
 
 def indexed_labels(description: dict, path: Path) -> dict[int, str]:

@@ -1,7 +1,8 @@
 """nnU-Net raw folders: ``dataset.json``, ``imagesTr/<case>_0000.nii.gz``, ``labelsTr/<case>.nii.gz``.
 
 Each channel becomes a data set of its own (a pack has one modality), except the three channels of an RGB image. The
-channels of a case share its group, so they always fall into the same split. ``imagesTs`` with ``labelsTs`` is the test
+channels of a case share its group, and so do cases whose names tell the same patient, so they always fall into the same
+split. ``imagesTs`` with ``labelsTs`` is the test
 split.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from SegMoTELib.data.items import BadFile, Reference, SourceSet, modality_name, safe_name
+from SegMoTELib.data.items import BadFile, Reference, SourceSet, group_from_name, modality_name, safe_name
 from SegMoTELib.data.readers.common import (
     DESCRIPTION,
     carried_info,
@@ -18,7 +19,7 @@ from SegMoTELib.data.readers.common import (
     pair_reference,
     read_description,
 )
-from SegMoTELib.data.volumes import is_image_file, stem
+from SegMoTELib.data.volumes import PICTURE_SUFFIXES, is_image_file, stem
 from SegMoTELib.errors import DataError
 
 RGB_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"})
@@ -79,7 +80,8 @@ def _references(folder: Path, ending: str, indices: list[int], modality: str, la
                 continue
             # A 2D RGB picture is one file with three channels, whatever channel_names says.
             paths = paths[:1] if not paths[-1].exists() and ending == ".png" else paths
-            references.append(pair_reference(paths, label_path, safe_name(case), modality, labels, group=case,
+            group = group_from_name(case, is_volume=not ending.lower().endswith(PICTURE_SUFFIXES))
+            references.append(pair_reference(paths, label_path, safe_name(case), modality, labels, group=group,
                                              split=split, ct_window=ct_window, ignored=ignored))
         for path in sorted((folder / images).glob(f"*{ending}")):
             if not {path.name[:-len(ending)], path.name[:-len(ending)].rpartition("_")[0]} & cases:

@@ -17,13 +17,11 @@ from SegMoTELib.data.items import (
     safe_name,
     volume_from_name,
 )
-from SegMoTELib.data.pack import IMAGE_SUFFIXES, Pack, open_pack
-from SegMoTELib.data.readers.common import DESCRIPTION, as_labels, licence_of
+from SegMoTELib.data.pack import IMAGE_SUFFIXES, Pack, licence_of, open_pack
+from SegMoTELib.data.readers.common import DESCRIPTION, SPLITS, as_labels
 from SegMoTELib.data.volumes import check_same_grid, read_raster
 from SegMoTELib.errors import DataError
 
-SPLITS = {"test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val", "train": "train",
-          "training": "train"}  # names -> ours, the strictest first
 RECOMPUTED = ("splits", "groups", "spacing_mm", "n_images", "n_groups", "n_masks", "images_per_label", "review",
               "labels", "modality", "licence", "license")
 
