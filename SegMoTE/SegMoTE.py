@@ -461,7 +461,7 @@ class SegMoTEWidget(ModelPanel, ExpertPanel, VolumePanel, ScriptedLoadableModule
         noSegment = noVolume or (None if self.target is not None else _("Select a segment first."))
         noPrompts = noSegment or (None if self.logic.hasPrompts(self.target) else _("There are no prompts yet."))
         noTarget = noVolume or (None if self.logic.targets() else _("The loaded model was not trained for Auto."))
-        noSource = noSegment or (None if self.logic.canPropagate(self.target) else noPrompts)
+        noSource = None if noSegment is None and self.logic.hasPicks(self.target) else noPrompts
         idle = None if self.logic.busy() else _("Nothing is running.")
         notPending = None if self.logic.hasPending() else _("There is no preview.")
         noCandidates = None if self.logic.hasCandidates() else _("Press Everything first.")

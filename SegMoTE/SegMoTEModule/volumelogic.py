@@ -107,10 +107,10 @@ class VolumeLogic:
         return self._runs is not None and self._runs.pending is not None and bool(self._runs.pending.masks) \
             and not self.busy()
 
-    def canPropagate(self, target):
-        """Whether a segment has a slice to propagate from: with prompts, or picked from everything."""
-        return self.hasPrompts(target) or (target is not None and target.exists() and self._segmenter is not None
-                                           and self._segmenter.has_picks(target))
+    def hasPicks(self, target):
+        """Whether a segment has a slice that was picked from everything, from which it can be propagated, too."""
+        return target is not None and target.exists() and self._segmenter is not None \
+            and self._segmenter.has_picks(target)
 
     def hasCandidates(self):
         """Whether there is something for ``pickCandidate``."""

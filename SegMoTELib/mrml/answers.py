@@ -64,7 +64,7 @@ def previous_logits(answer: Answer | None, prompts: PlanePrompts) -> np.ndarray 
 
 
 def answer_all(session: Session, asked: list[tuple[PlanePrompts, np.ndarray | None, np.ndarray | None]],
-                job: Job) -> tuple[list[PlaneMask | None], list[str]]:
+               job: Job) -> tuple[list[PlaneMask | None], list[str]]:
     """Answers in order, None where the prompts of a plane cannot be used, and why."""
     found: list[PlaneMask | None] = []
     refused = []

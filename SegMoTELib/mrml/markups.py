@@ -12,7 +12,7 @@ import slicer.util
 from SegMoTELib.mrml.target import Target
 
 OWNER = "SegMoTE.Segment"  # node attribute: the segment that the prompts belong to
-KIND = "SegMoTE.Prompt"  # node attribute: one of POSITIVE, NEGATIVE, BOX
+KIND = "SegMoTE.Prompt"  # node attribute: one of POSITIVE, NEGATIVE, BOX, DRAWING
 SEGMENTATION, VOLUME = "SegMoTE.Segmentation", "SegMoTE.Volume"  # roles of references to nodes
 POSITIVE, NEGATIVE, BOX, DRAWING = "positive", "negative", "box", "drawing"
 COLORS = {POSITIVE: (0.10, 0.75, 0.25), NEGATIVE: (0.90, 0.15, 0.15), BOX: (0.95, 0.75, 0.10),
@@ -23,7 +23,7 @@ ORIENTED = "placed in a slice view"  # description of a control point whose orie
 
 def prompt_nodes(scene: Any) -> list[tuple[Any, tuple]]:
     """The module's own markups in a scene, of whatever segment, each with its ``Target.key``."""
-    found = scene.GetNodesByClass("vtkMRMLMarkupsNode")
+    found = scene.GetNodesByClass("vtkMRMLMarkupsNode")  # slicer.util's needs slicer.mrmlScene
     found.UnRegister(None)
     nodes = [found.GetItemAsObject(i) for i in range(found.GetNumberOfItems())]
     return [(node, (node.GetNodeReferenceID(SEGMENTATION), node.GetAttribute(OWNER), node.GetNodeReferenceID(VOLUME)))

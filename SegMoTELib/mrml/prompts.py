@@ -240,7 +240,7 @@ class PromptSet:
                 problems.append(str(error))
                 continue
             group[1].append((kind, content))
-        return [_plane_prompts(plane, entries) for plane, entries in groups], problems
+        return [plane_prompts(plane, entries) for plane, entries in groups], problems
 
     def snapshot(self) -> dict:
         """Everything needed to come back to these prompts, in own RAS, and the volume's IJK to RAS that this is of."""
@@ -417,7 +417,8 @@ def _overlap(away: np.ndarray, size: np.ndarray, other: np.ndarray) -> float:
     return float(common / (size.prod() + other.prod() - common))
 
 
-def _plane_prompts(plane: SlicePlane, entries: list[tuple[str, np.ndarray]]) -> PlanePrompts:
+def plane_prompts(plane: SlicePlane, entries: list[tuple[str, np.ndarray]]) -> PlanePrompts:
+    """What is said about a plane, of entries each with its kind: (3,) of a point, (2, 3) of a box; or nothing."""
     def those(wanted: str) -> np.ndarray:
         return np.array([content for kind, content in entries if kind == wanted])
 

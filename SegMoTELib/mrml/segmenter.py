@@ -21,7 +21,7 @@ from SegMoTELib.interaction.jobs import Job, Jobs
 from SegMoTELib.interaction.session import PlaneMask, Session
 from SegMoTELib.mrml.answers import Answer, SliceMask, Step, answer_all, previous_logits
 from SegMoTELib.mrml.markups import BOX, NEGATIVE, POSITIVE
-from SegMoTELib.mrml.prompts import FRAME, PlanePrompts, PromptSet
+from SegMoTELib.mrml.prompts import FRAME, PlanePrompts, PromptSet, plane_prompts
 from SegMoTELib.mrml.segments import Change, SegmentWriter, prepare_segmentation, segment_mask
 from SegMoTELib.mrml.target import Target
 from SegMoTELib.mrml.volumes import volume_of, window_of
@@ -212,8 +212,7 @@ class SceneSegmenter:
         empty = [stack.planes[index].key() for index in span if index not in masks]
         dropped = [key for key in empty if key in answers and not self._is_prompted(answers[key])]
         snapshot = self.prompts(target).snapshot()
-        none = np.empty((0, 3))
-        asked = [PlanePrompts(one.plane, none, none, none.reshape(0, 2, 3)) if picked else None for one in found]
+        asked = [plane_prompts(one.plane, []) if picked else None for one in found]
         return self._apply(target, snapshot, asked, found, dropped)
 
     def holds_run(self, target: Target, stack: PlaneStack) -> bool:

@@ -15,7 +15,7 @@ from SegMoTELib.network import AutoTarget, ModelConfig
 
 MAY_BE_ZERO = ("seed", "warmup_steps")  # other whole numbers count something and start at 1
 NEVER_ZERO = ("learning_rate", "clip_norm", "image_share")  # other numbers with a point may be 0
-LATER = dict.fromkeys(("data", "phases"))  # asked for with the reason, by the config itself
+LATER = ("data", "phases")  # asked for with the reason, by the config itself
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _checked(path: str | Path, owner: type, values: Any) -> dict:
     unknown = sorted(map(str, set(values) - set(known)))
     if unknown:
         raise DataError(f"{path}: unknown settings {', '.join(unknown)} {where}".rstrip() + ".")
-    missing = [name for name, item in known.items() if name not in values | LATER
+    missing = [name for name, item in known.items() if name not in (*values, *LATER)
                and item.default is MISSING and item.default_factory is MISSING]
     if missing:
         raise DataError(f"{path}: {', '.join(missing)} {where}".rstrip() + " must be given.")

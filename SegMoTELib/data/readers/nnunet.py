@@ -2,8 +2,7 @@
 
 Each channel becomes a data set of its own (a pack has one modality), except the three channels of an RGB image. The
 channels of a case share its group, and so do cases whose names tell the same patient, so they always fall into the same
-split. ``imagesTs`` with ``labelsTs`` is the test
-split.
+split. ``imagesTs`` with ``labelsTs`` is the test split.
 """
 
 from __future__ import annotations
